@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.zip_layout import check_layout
 
 _ZIP = b"PK\x03\x04"
 # Maximum number of parts of an archive. The training state of a run has fewer than 2,000.
@@ -52,6 +53,7 @@ def load_tensors(path: Path) -> Any:
         is_zip = start == _ZIP
         if is_zip:
             _refuse_bombs(path)
+            _refuse_ambiguous(path)
             check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged bytes that look like a version
@@ -150,6 +152,14 @@ def _refuse_bombs(path: Path) -> None:
         raise UserError(f"{path}: cannot be loaded: its parts claim more bytes than the file has")
 
 
+def _refuse_ambiguous(path: Path) -> None:
+    """Raise UserError if torch could load other parts of an archive than those that are checked here."""
+    try:
+        check_layout(path)
+    except (zipfile.BadZipFile, ValueError) as error:  # ValueError: a name that is not text
+        raise UserError(f"{path}: cannot be loaded: it is damaged or was tampered with: {error}") from None
+
+
 def check_sums(path: Path) -> None:
     """Raise UserError if an archive does not match its checksums, which torch.load does not verify."""
     try:
@@ -177,6 +187,13 @@ def checksum(path: Path) -> str:
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error, ValueError):
         return ""
     return digest.hexdigest()[:16]
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """Return at most ``limit`` characters of ``text``, which comes from a file, for a message."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 3]}..."
 
 
 def fitting_name(name: str, ending: str, folder: Path) -> str:

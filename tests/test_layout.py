@@ -21,7 +21,7 @@ PACKAGE = ROOT / "fastcyclegan"
 
 # The rooms (folders) and public modules, in order. Each may use itself and those in the rows above it.
 ROWS = (
-    ("errors",),
+    ("errors", "files"),
     ("console", "reference", "kernels"),
     ("config", "tensor_files"),
     ("nn",),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import json
+import lzma
 import shutil
 import ssl
 import stat
+import struct
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,8 +24,8 @@ from typing import Any
 
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
-from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import fitting_name
+from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.tensor_files import fitting_name, shortened
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
@@ -33,6 +37,17 @@ _BROKEN = (
     ConnectionError,
     TimeoutError,
     ssl.SSLError,
+)
+# Exceptions raised for a damaged archive. ValueError: a member's name is not text.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
 )
 
 
@@ -89,6 +104,7 @@ def download(
         raise UserError(f"{name}: {ELSEWHERE[name]}")
     if name not in DATASETS and archive is None and server == SERVER:
         raise UserError(f"{name}: not one of the CycleGAN authors' datasets ({', '.join(DATASETS)})")
+    url = _address(server, name)
     target = output / name
     if target.exists():
         raise UserError(
@@ -98,12 +114,32 @@ def download(
     if archive is not None:
         unpack(archive, target)
     else:
-        url = f"{server}/{urllib.parse.quote(name)}.zip"
         fetched = fetch_file(url, output / fitting_name(name, ".zip", output), log, progress, wait)
         unpack(fetched, target)
         if not keep_archive:
             fetched.unlink()
     return _report(name, target, log)
+
+
+def _address(server: str, name: str) -> str:
+    """Return the address of the archive of dataset ``name``.
+
+    Raises UserError unless ``server`` is the address of a folder of a web server.
+    """
+    is_address = server.isprintable()
+    try:
+        parts = urllib.parse.urlsplit(server)
+        host = str(parts.hostname).encode("idna").decode()
+        is_address &= parts.port != 0 and parts.username is None
+    except ValueError:  # brackets without an IPv6 address, a port that is no number, a host that is no name
+        is_address = False
+    if not is_address or parts.scheme not in ("http", "https") or not parts.hostname or " " in host:
+        raise UserError(
+            f"--server must be the address of a folder, such as {SERVER}, got {shortened(repr(server))}"
+        )
+    path = urllib.parse.quote(parts.path, safe="/%:@!$&'()*+,;=~")
+    folder = urllib.parse.urlunsplit(parts._replace(path=path))
+    return f"{folder}/{urllib.parse.quote(name)}.zip"
 
 
 def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
@@ -117,8 +153,12 @@ def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callabl
         try:
             _fetch_once(url, part, progress)
             break
+        except http.client.InvalidURL as error:
+            raise UserError(f"cannot download {url}: {one_line(error)}") from None
         except _BROKEN as error:
             reason = _why_broken(url, error)
+        except ValueError as error:  # of an answer with an odd header
+            raise UserError(f"{url}: the server's answer is not valid: {one_line(error)}") from None
         got = _size(part)
         failures += 1
         if got > before:
@@ -138,14 +178,14 @@ def _why_broken(url: str, error: Exception) -> str:
     Raises UserError if the server's response is an error that another attempt would not change.
     """
     if isinstance(error, urllib.error.HTTPError):
-        answer = f"the server answered {error.code} {error.reason}"
+        answer = f"the server answered {error.code} {shortened(str(error.reason))}"
         if error.code < 500:
             raise UserError(f"{url}: {answer}") from None
         return answer
-    reason = str(getattr(error, "reason", error))
-    if not reason:
-        return type(error).__name__
-    return reason
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, BaseException):
+        return one_line(reason)
+    return shortened(str(reason), 200)
 
 
 def _unreachable(url: str, reason: str, got: int, name: str) -> str:
@@ -168,14 +208,21 @@ def _metadata_file(part: Path) -> Path:
     return part.with_name(fitting_name(part.name, ".json", part.parent))
 
 
+def _read_metadata(part: Path) -> dict[str, Any]:
+    """Return what an earlier call recorded about ``part``, or {} if that is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        metadata = json.loads(_metadata_file(part).read_text())
+        if isinstance(metadata, dict) and isinstance(metadata.get("version"), str):
+            return metadata
+    return {}
+
+
 def _fetch_once(url: str, part: Path, progress: Progress) -> None:
     """Download the rest of ``url`` that is not yet in ``part``.
 
     Network exceptions propagate to the caller, and the data received before them stays in ``part``.
     """
-    metadata: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        metadata = json.loads(_metadata_file(part).read_text())
+    metadata = _read_metadata(part)
     start = 0
     if metadata.get("url") == url and metadata.get("version"):
         start = _size(part)
@@ -246,9 +293,12 @@ def unpack(archive: Path, target: Path) -> None:
         _root(partial, target.name, archive).rename(target)
     except FileNotFoundError:
         raise UserError(f"{archive}: no such file") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_DAMAGED, OSError) as error:
+        # A damaged offset is an invalid argument, and the error of bzip2's decompressor has no number.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # for example a full disk
         raise UserError(
-            f"{archive}: not a complete zip archive ({error}); delete it and download it again"
+            f"{archive}: not a complete zip archive ({one_line(error)}); delete it and download it again"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -259,16 +309,36 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Pa
     size = 0
     for info in members:
         if not _is_inside(info):
-            raise UserError(
-                f"{archive}: not unpacked because its member {info.filename!r} leads outside the folder"
-            )
+            member = shortened(repr(info.filename))
+            raise UserError(f"{archive}: not unpacked because its member {member} leads outside the folder")
         size += info.file_size
+    _check_places(archive, members)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
             f"{archive}: needs {size / 2**20:,.0f} MiB when unpacked, but only {free / 2**20:,.0f} MiB are"
             f" free in {folder}"
         )
+
+
+def _check_places(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise UserError if two of ``members`` would be unpacked to the same place, on any system."""
+    files: dict[tuple[str, ...], str] = {}
+    folders: set[tuple[str, ...]] = {()}
+    for info in members:
+        place = PurePosixPath(info.filename.replace("\\", "/")).parts
+        folders.update(place[:depth] for depth in range(1, len(place)))
+        if info.filename.endswith("/"):  # is_dir fails without a name
+            folders.add(place)
+            continue
+        if place in files:
+            both = f"{shortened(repr(files[place]))} and {shortened(repr(info.filename))}"
+            raise UserError(f"{archive}: not unpacked because its members {both} have the same place")
+        files[place] = info.filename
+    for place, name in files.items():
+        if place in folders:
+            member = shortened(repr(name))
+            raise UserError(f"{archive}: not unpacked because its member {member} is a file and a folder")
 
 
 def _root(unpacked: Path, name: str, archive: Path) -> Path:

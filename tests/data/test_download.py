@@ -53,6 +53,7 @@ class Server:
     ranges: bool = True
     status: int = 200
     file: str = "toys.zip"
+    answer: bytes = b""
     requested: list[str | None] = field(default_factory=list)
     url: str = ""
 
@@ -62,9 +63,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     state = Server(packed())
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self) -> object:
             requested, data, start = self.headers["Range"], state.content, 0
             state.requested.append(requested)
+            if state.answer:
+                return self.wfile.write(state.answer)
             if state.status != 200 or not self.path.endswith(f"/{state.file}"):
                 return self.send_error(state.status if state.status != 200 else 404)
             if requested and state.ranges and self.headers["If-Range"] == state.version:
@@ -204,6 +207,53 @@ def test_reports_an_unreachable_server(tmp_path: Path, server: Server) -> None:
         run(server, tmp_path)
 
 
+@pytest.mark.parametrize("address", [
+    "foo", "foo bar", "//h", "127.0.0.1:9", "http://", "http:///x", "http://foo bar", "http://[::1", "http://[zz]",
+    "http://h:99999", "http://h:-1", "http://h:0", "http://h:x", "http://...", "http://a..b", "http://h/a\nb",
+    "http://" + "a" * 300, "http://user:word@h", "file:///tmp", "ftp://h", "data:abc", "http://%00 ",
+])  # fmt: skip
+def test_what_is_no_address_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    assert download_dataset(["toys", "--output", str(tmp_path / "new"), "--server", address]) == 2
+    error = capsys.readouterr().err
+    assert "--server must be the address of a folder, such as http://" in error
+    assert (error.count("\n"), len(error) < 250) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_address_with_unusual_characters(server: Server, tmp_path: Path) -> None:
+    server.url += "/\u00e9 \u0436"
+    run(server, tmp_path)
+    assert counts(tmp_path / "toys") == WHOLE
+
+
+@pytest.mark.parametrize(("answer", "message"), [
+    (b"HTTP/1.1 404 " + b"Nothing" * 999 + b"\r\n\r\n", "the server answered 404 Nothing"),
+    (b"HTTP/1.1 503 " + b"Nothing" * 999 + b"\r\n\r\n", "the server answered 503 Nothing"),
+    (b"Nothing" * 999 + b"\r\n\r\n", "cannot download from 127.0.0.1: Nothing"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n", "the server's answer is not valid: invalid literal"),
+    (b"HTTP/1.1 302 OK\r\nLocation: http://[zz/\r\n\r\n", "the server's answer is not valid: Invalid IPv6"),
+], ids=["final", "temporary", "no status", "length", "location"])  # fmt: skip
+def test_reports_odd_answers_in_one_short_line(
+    tmp_path: Path, server: Server, answer: bytes, message: str
+) -> None:
+    server.answer = answer
+    with pytest.raises(UserError, match=message) as error:
+        run(server, tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("record", ["[]", '{"url": 1}', '{"version": 5}', "{", '"x"'])
+def test_a_damaged_record_of_a_download_is_ignored(server: Server, tmp_path: Path, record: str) -> None:
+    (tmp_path / "toys.zip.part").write_bytes(b"old")
+    record = record.replace('"version"', f'"url": "{server.url}/toys.zip", "version"')
+    (tmp_path / "toys.zip.part.json").write_text(record)
+    run(server, tmp_path)
+    assert counts(tmp_path / "toys") == WHOLE
+
+
 @pytest.mark.parametrize(
     "name",
     ["../out.png", "/etc/out.png", "toys/../../out.png", "C:\\out.png", "..\\out.png", "\\\\host\\out.png"],
@@ -216,6 +266,64 @@ def test_rejects_members_outside_the_folder(tmp_path: Path, name: str) -> None:
         download("toys", tmp_path / "in" / "datasets", archive=archive)
     assert list((tmp_path / "in" / "datasets").iterdir()) == []
     assert archive.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("names", "message"), [
+    (["a/0.png", "a/0.png"], "'a/0.png' and 'a/0.png' have the same place"),
+    (["a/0.png", "a//0.png"], "'a/0.png' and 'a//0.png' have the same place"),
+    (["a/./0.png", "a/0.png"], "'a/./0.png' and 'a/0.png' have the same place"),
+    (["a/0.png", "a\\0.png"], r"'a/0.png' and 'a\\\\0.png' have the same place"),
+    (["a/0.png", "a/0.png\0.txt"], "'a/0.png' and 'a/0.png' have the same place"),
+    (["a", "a/0.png"], "'a' is a file and a folder"),
+    (["a/0.png", "a/0.png/"], "'a/0.png' is a file and a folder"),
+    (["."], "'.' is a file and a folder"),
+    ([""], "'' is a file and a folder"),
+], ids=["twice", "slash", "dot", "backslash", "zero", "folder", "empty", ".", "none"])  # fmt: skip
+def test_rejects_members_that_meet(tmp_path: Path, names: list[str], message: str) -> None:
+    """Otherwise, the later one replaces the other, or fails halfway, depending on the system."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("trainA/0.png", b"x")
+        for name in names:
+            info = zipfile.ZipInfo("x" * len(name))
+            info.filename = name  # the constructor would cut it at a zero byte
+            archive.writestr(info, b"" if name.endswith("/") else b"x")
+    with pytest.raises(UserError, match=rf"a.zip: not unpacked because its members? {message}"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_accepts_names_that_do_not_meet(tmp_path: Path) -> None:
+    """Folders are listed more than once in many archives. Names that differ in case are different."""
+    names = ["toys/", "toys/", "toys/trainA/", "toys/trainA/x.txt", "toys/trainA/X.txt", "toys/trainA.txt"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip", log=lambda text: None)
+    assert len(list((tmp_path / "datasets" / "toys" / "trainA").iterdir())) == 2
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_rejects_damaged_compressed_data(tmp_path: Path, method: int) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("trainA/0.txt", bytes(range(256)) * 50)
+    data = bytearray(out.getvalue())
+    start = 30 + len("trainA/0.txt")
+    for place in range(start, start + 60):
+        data[place] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a.zip: not a complete zip archive \(.+\); delete it"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
+    assert list((tmp_path / "datasets").iterdir()) == []
+
+
+def test_rejects_names_that_are_not_text(tmp_path: Path) -> None:
+    data = packed({"trainA/\u00e9.png": b"x"}).replace("\u00e9".encode(), b"\xff\xff")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a.zip: not a complete zip archive"):
+        download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
 
 
 def test_rejects_links(tmp_path: Path) -> None:
