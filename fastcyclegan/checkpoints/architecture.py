@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
+from fastcyclegan.tensor_files import shortened
 
 Weights = Mapping[str, Tensor]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -22,7 +23,7 @@ _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
 # No real network exceeds these limits. A file that does was crafted to waste time and memory.
-_MAX_BLOCKS, _MAX_LEVELS, _MAX_LAYERS = 256, 12, 12
+_MAX_BLOCKS, _MAX_LEVELS, _MAX_LAYERS, _MAX_DIMS = 256, 12, 12, 8
 
 
 class UnknownArchitectureError(ValueError):
@@ -112,7 +113,7 @@ def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> A
     Returns None unless the class is one of the generators and the architecture matches ``weights``.
     """
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         return None
     for name, value in recognise(weights).arguments.items():
         # Keys and shapes do not determine these two reliably.
@@ -161,12 +162,7 @@ def listed(items: Sequence[str], noun: str) -> str:
 
     If there are more than three, the text ends with their number, such as "(5 keys)" for the noun "keys".
     """
-    shown = []
-    for item in items[:3]:
-        if len(item) > 80:
-            item = f"{item[:77]}..."
-        shown.append(item)
-    text = ", ".join(shown)
+    text = ", ".join(shortened(item) for item in items[:3])
     if len(items) > 3:
         text += f" ... ({len(items)} {noun})"
     return text
@@ -180,8 +176,10 @@ def _reject_odd_tensors(weights: Weights) -> None:
     for key, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise UnknownArchitectureError(
-                f"{key} is not a plain tensor: it is sparse or quantized, or has no data"
+                f"{shortened(key)} is not a plain tensor: it is sparse or quantized, or has no data"
             )
+        if value.dim() > _MAX_DIMS:
+            raise UnknownArchitectureError(f"{shortened(key)} has {value.dim()} dimensions")
     claimed = 0
     stored: dict[int, int] = {}
     for value in weights.values():
@@ -193,10 +191,13 @@ def _reject_odd_tensors(weights: Weights) -> None:
     for key, value in weights.items():
         if not value.is_floating_point() and not key.endswith(STATISTICS[-1]):
             kind = str(value.dtype).removeprefix("torch.")
-            raise UnknownArchitectureError(f"{key} has the dtype {kind}, but weights must be floating point")
+            raise UnknownArchitectureError(
+                f"{shortened(key)} has the dtype {kind}, but weights must be floating point"
+            )
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UnknownArchitectureError(
-                f"{key} contains values that are not finite: the file is damaged, or its training failed"
+                f"{shortened(key)} contains values that are not finite: the file is damaged, or its training"
+                " failed"
             )
 
 

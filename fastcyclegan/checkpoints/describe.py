@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
 from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, shortened
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 MAX_SHOWN = 12
@@ -57,16 +57,18 @@ def _describe_file(file: Path) -> Iterator[str]:
     except UnknownArchitectureError as error:
         raise UserError(f"{file}: {error}") from None
     yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
-    for network in networks:
+    for network in networks[:MAX_SHOWN]:
         yield from _describe_network(network)
+    if len(networks) > MAX_SHOWN:
+        yield f"  and {len(networks) - MAX_SHOWN} more networks"
     others = []
     for key, value in contents.items():
         if not _belongs_to_network(str(key), value, networks):
-            others.append(f"{key} ({_kind(value)})")
+            others.append(f"{shortened(str(key))} ({_kind(value)})")
     if others:
         shown = ", ".join(others[:MAX_SHOWN])
         if len(others) > MAX_SHOWN:
-            shown += ", ..."
+            shown += f" and {len(others) - MAX_SHOWN} more"
         yield f"  other contents: {shown}"
 
 
@@ -80,7 +82,7 @@ def _describe_network(network: Network) -> Iterator[str]:
             dtypes.add(str(tensor.dtype).removeprefix("torch."))
     line = f"{network.architecture}: {len(tensors)} tensors, {count:,} values, {' and '.join(sorted(dtypes))}"
     if network.place:
-        line = f"{network.place}: {line}"
+        line = f"{shortened(network.place)}: {line}"
     yield f"  {line}"
     for note in network.architecture.notes:
         yield f"    {note}"

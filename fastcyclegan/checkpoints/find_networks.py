@@ -24,6 +24,7 @@ from fastcyclegan.checkpoints.architecture import (
     no_close_match,
     recognise,
 )
+from fastcyclegan.tensor_files import shortened
 
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")
@@ -111,7 +112,7 @@ def _join(place: str, key: str) -> str:
 def _at(place: str, message: str) -> str:
     """Prefix ``message`` with ``place``, the path of keys that the message is about."""
     if place:
-        return f"{place}: {message}"
+        return f"{shortened(place)}: {message}"
     return message
 
 
@@ -189,7 +190,7 @@ def _network(candidate: _Candidate) -> Network:
 
 def _recognised(candidate: _Candidate) -> Network:
     weights, changes = _normalised(candidate.weights)
-    notes = [f'removed the prefix "{prefix}"' for prefix in candidate.prefixes if prefix]
+    notes = [f'removed the prefix "{shortened(prefix)}"' for prefix in candidate.prefixes if prefix]
     architecture = recognise(weights, (*notes, *changes))
     return Network(candidate.place, architecture, weights)
 

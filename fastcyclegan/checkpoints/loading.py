@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, of_arguments
+from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, listed, of_arguments
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
 from fastcyclegan.checkpoints.run_files import LOCK, read_config, saved_epochs, weights_file
 from fastcyclegan.checkpoints.weight_sets import require_whole
@@ -71,7 +71,7 @@ def _places(networks: Sequence[Network]) -> str:
             places.append(network.place)
         else:
             places.append("the whole file")
-    return ", ".join(places)
+    return listed(places, "places")
 
 
 def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bool = False) -> Path:
@@ -99,9 +99,8 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
         return undirected
     if ema and weights_file(weights, epoch, name).exists():
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
-    available = ", ".join(saved_epochs(weights))
-    if not available:
-        available = "none"
+    epochs = saved_epochs(weights)
+    available = listed(epochs, "epochs") if epochs else "none"
     raise UserError(f"{file}: no weights file for generator {name}; epochs saved in {weights}: {available}")
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fastcyclegan.config import TrainConfig, from_dict, to_dict
-from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import load_tensors, save_tensors, write_atomically
+from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.tensor_files import load_tensors, save_tensors, shortened, write_atomically
 
 CONFIG = "config.json"
 STATE = "state.pt"
@@ -48,7 +48,7 @@ def read_config(run: Path) -> TrainConfig | None:
     try:
         return from_dict(json.loads(file.read_text()))
     except (UserError, OSError, ValueError) as error:
-        raise UserError(f"{file}: not a valid run configuration: {error}") from None
+        raise UserError(f"{file}: not a valid run configuration: {one_line(error)}") from None
 
 
 def _config_of_state(file: Path) -> TrainConfig | None:
@@ -83,7 +83,7 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
     """
     problems = _differences(net.state_dict(), weights)
     if problems:
-        problem = problems[0]
+        problem = shortened(problems[0], 200)
         if len(problems) > 1:
             problem += f" (and {len(problems) - 1} more)"
         raise UserError(f"{source}: does not match {architecture}: {problem}")

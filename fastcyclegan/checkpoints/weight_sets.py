@@ -69,7 +69,7 @@ def remove_old_sets(run: Path, keep: int) -> None:
     fails.
     """
     sets = read_sets(run)
-    epochs = sorted((label for label in sets if label.isdigit()), key=int)
+    epochs = sorted((label for label in sets if label.isdecimal()), key=int)
     iterations = sorted(
         (label for label in sets if label.startswith("iter_")), key=lambda label: sets[label]["iteration"]
     )

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from fastcyclegan.checkpoints import run_files
+from fastcyclegan.checkpoints.architecture import listed
 from fastcyclegan.checkpoints.run_files import CONFIG, LOCK, PREVIOUS, STATE
 from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.config import RunConfig, TrainConfig
@@ -108,7 +109,7 @@ class RunFolder:
 
     def _needs_name(self) -> str:
         runs = [path.name for path in sorted(self.run.checkpoints_dir.glob("*")) if is_run(path)]
-        names = ", ".join(runs) if runs else "none"
+        names = listed(runs, "runs") if runs else "none"
         return f"--continue_train needs --name; runs in {self.run.checkpoints_dir}: {names}"
 
     def _check(self, folder: Path) -> None:

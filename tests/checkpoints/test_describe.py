@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastcyclegan import cli
+from fastcyclegan.checkpoints.loading import load_generator
+from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
 
 
@@ -38,3 +42,40 @@ def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         == f"error: {tmp_path / 'b.pth'}: cannot be loaded: it is damaged, or not a PyTorch file\n"
     )
     assert cli.inspect_checkpoint([str(tmp_path / "none")]) == 2
+
+
+def contents(case: str) -> dict[str, object]:
+    net, key = Generator(ngf=2, n_blocks=1).state_dict(), "k" * 10_000
+    cases: dict[str, dict[str, object]] = {
+        "place": {key: net},
+        "prefix": {f"{key}.{name}": value for name, value in net.items()},
+        "many": {f"{key}{n}": net for n in range(40)},
+        "others": {"net": net, **{f"{key}{n}": key for n in range(20)}},
+        "dtype": {**net, key: torch.zeros(1, dtype=torch.int64)},
+        "nan": {**net, key: torch.tensor([float("nan")])},
+        "sparse": {**net, key: torch.zeros(2).to_sparse()},
+        "dimensions": {**net, key: torch.zeros([1] * 80)},
+        "unknown": {f"{key}{n}": torch.zeros(1) for n in range(100)},
+    }
+    return cases[case]
+
+
+@pytest.mark.parametrize(
+    "case", ["place", "prefix", "many", "others", "dtype", "nan", "sparse", "dimensions", "unknown"]
+)
+def test_long_and_many_names_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    torch.save(contents(case), tmp_path / "x.pth")
+    cli.inspect_checkpoint([str(tmp_path / "x.pth")])
+    output = "".join(capsys.readouterr())
+    assert "kkk..." in output
+    assert len(output) < 4000
+    if case not in ("place", "prefix", "others"):  # those contain a single generator, which is loaded
+        with pytest.raises(UserError) as error:
+            load_generator(tmp_path / "x.pth")
+        assert len(str(error.value)) < 1000
+
+
+def test_metadata_of_another_kind_are_ignored(tmp_path: Path) -> None:
+    metadata = {"fastcyclegan": json.dumps({"class": ["Generator"]})}
+    save_file(Generator(ngf=2, n_blocks=1).state_dict(), tmp_path / "x.safetensors", metadata)
+    assert isinstance(load_generator(tmp_path / "x.safetensors"), Generator)
