@@ -14,8 +14,9 @@ def silence_libtiff() -> None:
 
     Its messages name no file. Pillow raises an error for the same faults, which is reported with the name.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        for library in _loaded("libtiff"):
+    for library in _loaded("libtiff"):
+        # Other libraries have such names, too, for example a plug-in of DALI.
+        with contextlib.suppress(OSError, AttributeError):
             set_handler = ctypes.CDLL(library).TIFFSetErrorHandler
             set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
             set_handler(None)
@@ -24,10 +25,11 @@ def silence_libtiff() -> None:
 def _loaded(name: str) -> set[str]:
     """Return the files of the shared libraries of this process whose names begin with ``name``."""
     files = set()
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        _, _, path = line.partition("/")
-        if Path(path).name.startswith(name):
-            files.add(f"/{path}")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            _, _, path = line.partition("/")
+            if Path(path).name.startswith(name):
+                files.add(f"/{path}")
     return files
 
 

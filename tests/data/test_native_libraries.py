@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastcyclegan.data import native_libraries
 from fastcyclegan.data.image_file import BadImageError, open_image
 
 
@@ -24,6 +26,17 @@ def test_libtiff_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     with pytest.raises(BadImageError, match=r"x\.tif: \w"):
         open_image(path)
     assert capfd.readouterr().err == ""
+
+
+def test_a_library_of_a_similar_name_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """DALI has a plug-in whose name begins with libtiff, too."""
+    others = ["/no/libtiff_missing.so", ctypes.util.find_library("c")]
+    loaded = native_libraries._loaded
+    monkeypatch.setattr(native_libraries, "_loaded", lambda name: [*others, *loaded(name), *others])
+    native_libraries.silence_libtiff.cache_clear()
+    test_libtiff_prints_nothing(tmp_path, capfd, "tiff_lzw")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with Linux's /proc")
