@@ -39,7 +39,7 @@ from fastcyclegan.data.eight_bits import (
     require_supported,
 )
 from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
-from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png
+from fastcyclegan.data.plain_files import ends_in_a_scan, has_all_rows, is_plain_jpeg, is_plain_png
 from fastcyclegan.errors import UserError, one_line, system_reason
 
 # The formats that are read, by Pillow's names, and their suffixes. A file of any suffix may have any of these
@@ -168,6 +168,14 @@ def _opened(data: bytes, suffix: str = "") -> ImageFile.ImageFile:
     return image
 
 
+def _require_complete(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Raise ValueError if a part is missing from the file of an image that Pillow decodes nevertheless."""
+    if image.format == "PNG" and not has_all_rows(data):
+        raise ValueError("the image ends before its last row")
+    if image.format in ("JPEG", "MPO") and ends_in_a_scan(data):
+        raise ValueError("the file ends within the image, as if it was not written completely")
+
+
 @dataclass(frozen=True)
 class _Decoded:
     """A decoded image, the bytes of its file, and whether the file stores 16 bits per channel."""
@@ -191,8 +199,7 @@ def _decoding(path: Path | str) -> Iterator[_Decoded]:
             with DECODED.holding(max(needed, 2 * stored_bytes(image))):
                 image.load()
                 require_supported(image)
-                if image.format == "PNG" and not has_all_rows(data):
-                    raise ValueError("the image ends before its last row")
+                _require_complete(image, data)
                 yield _Decoded(image, data, is_deep or has_sixteen_bits(image))
     except FileNotFoundError:
         raise BadImageError(path, "no such file", is_lasting=False) from None
@@ -307,9 +314,10 @@ def is_whole(data: bytes) -> bool:
         with DECODED.holding(require_bounded(image, data)):
             image.draft(image.mode, (1, 1))
             image.load()
-        return image.format != "PNG" or has_all_rows(data)
+            _require_complete(image, data)
     except Exception:  # Pillow can raise anything here; the code that decodes the file reports it
         return False
+    return True
 
 
 def _is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:

@@ -56,24 +56,48 @@ def _segment(data: bytes, at: int) -> _Segment:
 
 def jpeg_scans(data: bytes, most: int) -> int:
     """Return the number of scans of the JPEG file ``data``, which may be damaged, but at most ``most``."""
-    scans, at = 0, 2
+    scans = 0
+    for marker in _jpeg_markers(data):
+        scans += marker == SOS
+        if scans == most:
+            break
+    return scans
+
+
+def ends_in_a_scan(data: bytes) -> bool:
+    """Return whether the JPEG file ``data`` ends within the data of a scan, without any marker after it.
+
+    Such a file was not written completely. Pillow notices that only if the rest is missing, but not if the
+    rest is filled with zeros, as disks do after a crash.
+    """
+    last = -1
+    for last in _jpeg_markers(data):  # noqa: B007
+        pass
+    return last == SOS
+
+
+def _jpeg_markers(data: bytes) -> Iterator[int]:
+    """Yield the markers of the segments of a JPEG file, up to EOI or the first damage.
+
+    After a scan that does not end, nothing follows. After other damage, -1 does.
+    """
+    at = 2
     try:
-        while scans < most:
+        while True:
             while data[at : at + 2] == b"\xff\xff":  # fill bytes
                 at += 1
             segment = _segment(data, at)
-            if segment.marker == EOI:
-                break
+            yield segment.marker
             at = segment.end
+            if segment.marker == EOI:
+                return
             if segment.marker == SOS:
-                scans += 1
                 following = _SCAN_END.search(data, at)
                 if following is None:
-                    break
+                    return
                 at = following.start()
-    except _OddError:  # decoding ends there, too
-        pass
-    return scans
+    except _OddError:
+        yield -1
 
 
 @dataclass

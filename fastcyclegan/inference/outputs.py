@@ -86,12 +86,17 @@ def _sources_of(found: Found, output: Path) -> list[Path]:
     folder, images = found.folder, found.images
     if not images:
         raise no_images(found)
-    written = output.resolve()
-    if not folder.resolve().is_relative_to(written):
-        images = [image for image in images if not image.resolve().is_relative_to(written)]
+    written = _real(output)
+    if not _real(folder).is_relative_to(written):
+        images = [image for image in images if not _real(image).is_relative_to(written)]
     if not images:
         raise UserError(f"{folder}: no images to translate, except in {output}")
     return images
+
+
+def _real(path: Path) -> Path:
+    """Return ``path`` without symbolic links. Unlike Path.resolve, this does not fail if they form a loop."""
+    return Path(os.path.realpath(path))
 
 
 def _of_one_file(source: Path, output: Path, grid: bool) -> Plan:
@@ -115,7 +120,7 @@ class _Names:
     def key(self, name: Path) -> str:
         """Return a text that is the same for names that lead to the same file."""
         if name.parent not in self._parents:
-            self._parents[name.parent] = (self.folder / name.parent).resolve()
+            self._parents[name.parent] = _real(self.folder / name.parent)
         path = str(self._parents[name.parent] / name.name)
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
@@ -169,8 +174,8 @@ def _identities(path: Path) -> set[object]:
     try:
         status = path.stat()
     except OSError:  # it does not exist yet, or cannot be read, which is reported when it is read
-        return {path.resolve()}
-    return {path.resolve(), (status.st_dev, status.st_ino)}
+        return {_real(path)}
+    return {_real(path), (status.st_dev, status.st_ino)}
 
 
 def _check(plan: Plan) -> None:

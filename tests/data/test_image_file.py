@@ -148,6 +148,20 @@ def test_a_png_without_its_last_rows_is_refused(tmp_path: Path) -> None:
     assert is_whole(data)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    """As after a crash of the machine that wrote it. Pillow would make the rest gray."""
+    noise = np.random.default_rng(0).integers(0, 256, (44, 52, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise), "x.jpg", **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3].ljust(len(data), b"\0"))
+    for read in (open_image, examine):
+        with pytest.raises(BadImageError, match=r"x.jpg: "):
+            read(path)
+    assert not is_whole(path.read_bytes())
+    assert is_whole(data)
+
+
 # An illegal marker in the scan, which Pillow refuses, but which other decoders pass over.
 def test_whole_means_the_same_in_the_quick_check(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (44, 52, 3), dtype=np.uint8)

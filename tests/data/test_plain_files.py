@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcyclegan.data.plain_files import has_all_rows, is_plain_jpeg, is_plain_png, jpeg_scans
+from fastcyclegan.data.plain_files import (
+    ends_in_a_scan,
+    has_all_rows,
+    is_plain_jpeg,
+    is_plain_png,
+    jpeg_scans,
+)
 
 
 def encoded(form: str, mode: str = "RGB", size: tuple[int, int] = (50, 43), **options: object) -> bytes:
@@ -126,6 +132,19 @@ def test_scans_are_counted_also_in_damaged_files() -> None:
     assert jpeg_scans(with_segment(JPEG, 0xE1, b"\xff\xda" * 50) + b"\xff\xda" * 50, 100) == 1
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xda\0"):
         assert jpeg_scans(data, 100) == 0
+
+
+def test_files_that_end_in_a_scan_are_recognised() -> None:
+    for data in (JPEG, RESTARTS, encoded("JPEG", progressive=True), encoded("JPEG", "L")):
+        assert not ends_in_a_scan(data)
+        assert not ends_in_a_scan(data + b"more")
+        assert ends_in_a_scan(data[:-60] + bytes(60))
+        assert ends_in_a_scan(data[:-2])
+    thumbnail = with_segment(JPEG, 0xE1, b"Exif\0\0" + JPEG)  # has an end of its own
+    assert ends_in_a_scan(thumbnail[:-60] + bytes(60))
+    # Damage elsewhere is left to the decoder.
+    assert not ends_in_a_scan(exchanged(JPEG, b"\xff\xe0", b"\0\xff\xe0"))
+    assert not ends_in_a_scan(b"")
 
 
 GAMMA = (45455).to_bytes(4, "big")

@@ -178,3 +178,10 @@ def test_links_to_inputs_are_never_overwritten(tmp_path: Path) -> None:
     os.link(tmp_path / "in" / "x.png", tmp_path / "out" / "x.png")
     with pytest.raises(UserError, match=r"x\.png is one of the input images"):
         plan_outputs(tmp_path / "in", tmp_path / "out")
+
+
+def test_links_that_form_a_loop_are_left_to_the_reader(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.png")
+    (tmp_path / "in" / "loop.jpg").symlink_to("loop.jpg")
+    plan = plan_outputs(tmp_path / "in", tmp_path / "out")
+    assert [output.target.name for output in plan.outputs] == ["a.png", "loop.png"]
