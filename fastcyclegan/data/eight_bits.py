@@ -74,10 +74,10 @@ def eight_bits(image: Image.Image, channels: int) -> Image.Image:
 
 def brightest_of(image: Image.Image) -> int:
     """Return the highest value of a 16-bit image after scaling to 8 bits. Pillow has scaled colour images."""
-    highest = int(np.max(image.getextrema()))
     if has_sixteen_bits(image):
+        highest = int(np.asarray(image).max())  # Pillow finds no extrema in big-endian values
         return (highest * 255 + 32767) // 65535
-    return highest
+    return int(np.max(image.getextrema()))
 
 
 def is_dark(brightest: int) -> bool:

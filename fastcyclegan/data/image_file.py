@@ -39,7 +39,7 @@ from fastcyclegan.data.eight_bits import (
     require_supported,
 )
 from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
-from fastcyclegan.data.plain_files import ends_in_a_scan, has_all_rows, is_plain_jpeg, is_plain_png
+from fastcyclegan.data.plain_files import ends_in_a_scan, fault_in_png, is_plain_jpeg, is_plain_png
 from fastcyclegan.errors import UserError, one_line, system_reason
 
 # The formats that are read, by Pillow's names, and their suffixes. A file of any suffix may have any of these
@@ -52,13 +52,14 @@ FORMATS = {
     "AVIF": (".avif",),
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpx"),
     "TGA": (".tga",),
 }
-# TGA files have no signature, so files that are no images could be taken for them.
-BY_SUFFIX = ("TGA",)
+# These have no signature, so files that are no images could be taken for them.
+BY_SUFFIX = ("DIB", "TGA")
 # Formats that Pillow can be built without; the first versions supported here do not know AVIF.
 _OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 
@@ -170,8 +171,10 @@ def _opened(data: bytes, suffix: str = "") -> ImageFile.ImageFile:
 
 def _require_complete(image: ImageFile.ImageFile, data: bytes) -> None:
     """Raise ValueError if a part is missing from the file of an image that Pillow decodes nevertheless."""
-    if image.format == "PNG" and not has_all_rows(data):
-        raise ValueError("the image ends before its last row")
+    if image.format == "PNG":
+        fault = fault_in_png(data)
+        if fault:
+            raise ValueError(fault)
     if image.format in ("JPEG", "MPO") and ends_in_a_scan(data):
         raise ValueError("the file ends within the image, as if it was not written completely")
 

@@ -318,32 +318,36 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 _PIECE = 2**20
 
 
-def has_all_rows(data: bytes) -> bool:
-    """Return whether the compressed data of the PNG file ``data`` contain all rows of the image.
+def fault_in_png(data: bytes) -> str:
+    """Return what is wrong with the compressed data of the PNG file ``data``, or "".
 
-    Pillow leaves missing rows black if the data end in an orderly way. ``data`` must be a file that Pillow
-    decodes.
+    Pillow does not verify their checksums, and leaves rows black that are missing. ``data`` must be a file
+    that Pillow decodes.
     """
+    missing = _bytes_of_rows(data)
+    inflater = zlib.decompressobj()
+    at = len(PNG_START)
+    while len(data) >= at + 12:
+        size, name = struct.unpack_from(">I4s", data, at)
+        at, start = at + size + 12, at + 8
+        if name != b"IDAT":
+            continue
+        content = memoryview(data)[start : start + size]
+        if data[start + size : at] != struct.pack(">I", zlib.crc32(content, zlib.crc32(name))):
+            return "the image data are damaged"
+        piece = bytes(content)
+        while piece and missing > 0:
+            missing -= len(inflater.decompress(piece, _PIECE))
+            piece = inflater.unconsumed_tail
+    return "the image ends before its last row" if missing > 0 else ""
+
+
+def _bytes_of_rows(data: bytes) -> int:
+    """Return the number of bytes of all rows of a PNG file before compression."""
     width, height, bits, colour, _, _, interlace = struct.unpack_from(">IIBBBBB", data, len(PNG_START) + 8)
-    bits_per_pixel = bits * _SAMPLES[colour]
-    needed = 0
+    size = 0
     for left, top, across, down in _PASSES if interlace else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         if columns > 0 and rows > 0:
-            needed += rows * (1 + -(-columns * bits_per_pixel // 8))
-    inflater = zlib.decompressobj()
-    for piece in _compressed(data):
-        while piece and needed > 0:
-            needed -= len(inflater.decompress(piece, _PIECE))
-            piece = inflater.unconsumed_tail
-    return needed <= 0
-
-
-def _compressed(data: bytes) -> Iterator[bytes]:
-    """Yield the contents of the IDAT chunks of a PNG file."""
-    at = len(PNG_START)
-    while len(data) >= at + 8:
-        size, name = struct.unpack_from(">I4s", data, at)
-        if name == b"IDAT":
-            yield data[at + 8 : at + 8 + size]
-        at += size + 12
+            size += rows * (1 + -(-columns * bits * _SAMPLES[colour] // 8))
+    return size

@@ -29,6 +29,13 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, suffix: str) -> 
     assert np.array_equal(np.asarray(open_image(path, 3))[:, :, 1], np.arange(256).reshape(16, 16))
 
 
+def test_big_endian_values_are_read_alike(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP.astype(">u2")), "deep.tif")
+    assert Image.open(path).mode == "I;16B"
+    assert np.array_equal(np.asarray(open_image(path, 1)), np.arange(256).reshape(16, 16))
+    assert examine(path).brightest == 255
+
+
 def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
     pixels = np.asarray(open_image(path, 1)).reshape(-1)

@@ -162,6 +162,18 @@ def test_a_jpeg_whose_rest_is_zeros_is_refused(tmp_path: Path, options: dict[str
     assert is_whole(data)
 
 
+def test_a_png_whose_rest_is_zeros_is_refused(tmp_path: Path) -> None:
+    """Pillow would leave the rest black, if the zeros happen to be valid compressed data."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(noise).resize((90, 80)), "x.png", compress_level=9)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
+    for read in (open_image, examine):
+        with pytest.raises(BadImageError, match=r"x.png: the image data are damaged"):
+            read(path)
+    assert not is_whole(path.read_bytes())
+
+
 # An illegal marker in the scan, which Pillow refuses, but which other decoders pass over.
 def test_whole_means_the_same_in_the_quick_check(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (44, 52, 3), dtype=np.uint8)

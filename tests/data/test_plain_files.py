@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastcyclegan.data.plain_files import (
     ends_in_a_scan,
-    has_all_rows,
+    fault_in_png,
     is_plain_jpeg,
     is_plain_png,
     jpeg_scans,
@@ -216,7 +216,7 @@ def test_odd_png_files_are_not_plain(name: str) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 17)])
 def test_png_files_have_all_rows(mode: str, size: tuple[int, int]) -> None:
-    assert has_all_rows(encoded("PNG", mode, size))
+    assert fault_in_png(encoded("PNG", mode, size)) == ""
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -231,6 +231,8 @@ def test_missing_rows_are_noticed(interlaced: bool) -> None:
         return PNG[:8] + header + chunk(b"IDAT", zlib.compress(b"\0" * size)) + chunk(b"IEND")
 
     assert np.asarray(Image.open(io.BytesIO(png(sum(passes))))).shape == (6, 5)
-    assert has_all_rows(png(sum(passes)))
-    assert not has_all_rows(png(sum(passes) - 1))
-    assert has_all_rows(png(sum(passes) + 1000))
+    assert fault_in_png(png(sum(passes))) == ""
+    assert fault_in_png(png(sum(passes) - 1)) == "the image ends before its last row"
+    assert fault_in_png(png(sum(passes) + 1000)) == ""
+    assert fault_in_png(png(sum(passes))[:-12]) == ""  # everything but the end chunk
+    assert fault_in_png(png(sum(passes))[:-17] + bytes(17)) == "the image data are damaged"
