@@ -38,7 +38,10 @@ def _on_white(image: Image.Image, mode: str) -> Image.Image:
     """Convert an image with transparency to ``mode``, in front of a white background."""
     flat = Image.new(mode, image.size)
     for box in _bands(image):
-        band = image.crop(box).convert("RGBA")
+        band = image.crop(box)
+        if band.mode == "La":  # Pillow converts this mode only to LA
+            band = band.convert("LA")
+        band = band.convert("RGBA")
         flat.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert(mode), box)
     return flat
 

@@ -10,7 +10,14 @@ import numpy as np
 from PIL import Image
 
 from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
-from fastcyclegan.data.image_file import BadImageError, Pixels, Size, Warn, open_image, reading_error
+from fastcyclegan.data.image_file import (
+    BadImageError,
+    LackOfMemoryError,
+    Pixels,
+    Size,
+    Warn,
+    open_image,
+)
 from fastcyclegan.data.sample_plan import View
 
 
@@ -117,8 +124,10 @@ def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
-    except MemoryError as error:
-        raise reading_error(path, error) from None
+    except MemoryError:
+        raise LackOfMemoryError(
+            path, f"cannot be resized to {size[0]}x{size[1]} pixels: out of memory"
+        ) from None
     if fit.channels == 1:
         return pixels[:, :, None]
     return pixels

@@ -119,11 +119,11 @@ class LackOfMemoryError(BadImageError):
 
     is_lack_of_memory = True
 
-    def __init__(self, path: Path | str) -> None:
-        super().__init__(path, "cannot be read: out of memory", is_lasting=False)
+    def __init__(self, path: Path | str, reason: str = "cannot be read: out of memory") -> None:
+        super().__init__(path, reason, is_lasting=False)
 
-    def __reduce__(self) -> tuple[type[LackOfMemoryError], tuple[str]]:  # type: ignore[override]
-        return type(self), (self.path,)
+    def __reduce__(self) -> tuple[type[LackOfMemoryError], tuple[str, str]]:  # type: ignore[override]
+        return type(self), (self.path, self.reason)
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,22 @@ class Plan:
     outputs: list[Output]
     grid: Path | None = None
     passed_over: str = ""
+
+    @property
+    def numbered(self) -> str:
+        """One line about the translations that have a number in their names, or "" if there are none."""
+        numbered = [
+            output
+            for output in self.outputs
+            if re.fullmatch(rf"{re.escape(output.source.name)}-\d+\.png", output.target.name, re.DOTALL)
+        ]
+        if not numbered:
+            return ""
+        first = numbered[0]
+        images = "1 translation has" if len(numbered) == 1 else f"{len(numbered)} translations have"
+        return (
+            f"{images} a number because others have the name: {first.source.name} becomes {first.target.name}"
+        )
 
 
 def plan_outputs(source: Path, output: Path, grid: bool = False) -> Plan:

@@ -179,8 +179,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     choice = choose("folder" if is_small else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
     console.log(f"translating {_images(len(plan.outputs))} {summary}, using the {choice.kind} loader")
-    if plan.passed_over:
-        console.log(plan.passed_over)
+    for line in filter(None, (plan.passed_over, plan.numbered)):
+        console.log(line)
     started = time.monotonic()
     failures = _Failures(config, console)
     reading = reader.read(Job(output.source, tag=output) for output in plan.outputs)

@@ -36,6 +36,16 @@ def test_big_endian_values_are_read_alike(tmp_path: Path) -> None:
     assert examine(path).brightest == 255
 
 
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA", "RGBa", "PA"])
+def test_all_modes_with_alpha_are_placed_on_white(mode: str) -> None:
+    image = Image.new("LA", (2, 2), (0, 0)).convert("RGBA").convert("LA" if mode[0] == "L" else "RGBA")
+    if mode == "PA":
+        image = Image.new("PA", (2, 2), (0, 0))
+    elif mode != image.mode:
+        image = image.convert(mode)
+    assert upright(image).getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_sixteen_bit_transparency_shows_white(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RAMP), "t.png", transparency=257 * 9)
     pixels = np.asarray(open_image(path, 1)).reshape(-1)

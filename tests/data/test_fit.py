@@ -27,7 +27,7 @@ def test_memory_that_runs_out_during_the_resize_names_the_file(
         raise MemoryError
 
     monkeypatch.setattr(Image.Image, "resize", fails)
-    with pytest.raises(UserError, match=r"x\.png: cannot be read: out of memory"):
+    with pytest.raises(UserError, match=r"x\.png: cannot be resized to 16x16 pixels: out of memory"):
         load_pixels(path, Fit("square", 16))
 
 

@@ -180,6 +180,15 @@ def test_links_to_inputs_are_never_overwritten(tmp_path: Path) -> None:
         plan_outputs(tmp_path / "in", tmp_path / "out")
 
 
+def test_numbered_names_are_told(tmp_path: Path) -> None:
+    plan = plan_outputs(touch(tmp_path / "in", "x.jpg", "x.jpg.png", "x.tif", "y.bmp"), tmp_path / "out")
+    assert plan.numbered == (
+        "1 translation has a number because others have the name: x.jpg becomes x.jpg-2.png"
+    )
+    assert plan_outputs(tmp_path / "in" / "x.jpg", tmp_path / "x-2.png").numbered == ""
+    assert plan_outputs(tmp_path / "in" / "y.bmp", tmp_path / "out").numbered == ""
+
+
 def test_links_that_form_a_loop_are_left_to_the_reader(tmp_path: Path) -> None:
     touch(tmp_path, "in/a.png")
     (tmp_path / "in" / "loop.jpg").symlink_to("loop.jpg")
