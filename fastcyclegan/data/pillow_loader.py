@@ -20,6 +20,8 @@ from fastcyclegan.data.sample_plan import Plan, Sample
 from fastcyclegan.data.worker_pool import Arrays, loaded_by_workers
 
 WORKERS = 4
+AHEAD_BYTES = 2**28
+"""Maximum number of bytes of the images that PillowReader has read before they are needed."""
 _Read = tuple[list[Sample], list[BadImageError]]
 
 
@@ -111,6 +113,7 @@ class PillowReader:
         self, fit: Fit, threads: int, log: Log = lambda text: None, *, stopping: Stopping = never
     ) -> None:
         self.fit, self.threads, self.log, self.stopping = fit, max(threads, 1), log, stopping
+        self._largest = 0
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
@@ -119,13 +122,21 @@ class PillowReader:
         with ReadingThreads(self.threads) as threads:
             for job in jobs:
                 waiting.append((job, threads.submit(read_with_pillow, job, self.fit, warnings.append)))
-                if len(waiting) > self.threads:
+                while len(waiting) > self._ahead():
                     yield self._finished(*waiting.popleft(), warnings)
             for job, pixels in waiting:
                 yield self._finished(job, pixels, warnings)
 
+    def _ahead(self) -> int:
+        """Return how many images may be read before they are needed. There are fewer if some are large."""
+        if self._largest == 0:  # none has been read yet, so the size is unknown
+            return 1
+        return max(1, min(self.threads, AHEAD_BYTES // self._largest))
+
     def _finished(self, job: Job, pixels: Future[Row], warnings: list[str]) -> tuple[Job, Row]:
         row = result_of(pixels, self.stopping)
+        if isinstance(row, Tensor):
+            self._largest = max(self._largest, row.numel())
         if warnings:
             self.log(warnings[0])
             warnings.clear()

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -129,6 +130,28 @@ def test_a_lack_of_file_descriptors_skips_no_image(
     monkeypatch.setattr("fastcyclegan.data.loader.load_pixels", fails)
     with pytest.raises(UserError, match=r"\d.png cannot be read: Too many open files"):
         next(loader.batches(0, 4))
+
+
+@pytest.mark.parametrize(("megabytes", "ahead"), [(1, 8), (48, 5), (10_000, 1)])
+def test_a_reader_reads_fewer_large_images_ahead(
+    monkeypatch: pytest.MonkeyPatch, megabytes: int, ahead: int
+) -> None:
+    submitted: list[object] = []
+    submit = background.ReadingThreads.submit
+
+    def counted(threads: background.ReadingThreads, *call: Any) -> Future[Any]:
+        submitted.append(call)
+        return submit(threads, *call)
+
+    row = torch.empty(2**20 * megabytes, dtype=torch.uint8, device="meta")
+    monkeypatch.setattr(background.ReadingThreads, "submit", counted)
+    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda *arguments: row)
+    reading = PillowReader(Fit(), 8).read(Job(Path(str(n))) for n in range(40))
+    most = 0
+    for taken, _ in enumerate(reading, start=1):
+        most = max(most, len(submitted) - taken)
+    assert len(submitted) == 40
+    assert most == ahead
 
 
 @pytest.mark.parametrize("kind", ["folder", "dali"])
