@@ -245,6 +245,8 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
     reason = one_line(error)
     if not isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)):
         reason = f"it is damaged ({reason})"
+    elif reason.removeprefix("-").isdecimal():  # earlier versions of Pillow give only a number
+        reason = f"decoder error {reason}"
     return BadImageError(path, reason)
 
 
