@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints.run_files import save_weights, weights_file
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.tensor_files import checksum, write_atomically
 
 SETS = "weights.json"
@@ -95,6 +95,17 @@ def is_whole(run: Path, label: str, iteration: int | None = None) -> bool:
     return all(checksum(run / name) == expected for name, expected in entry["files"].items())
 
 
+def _require_readable(run: Path, label: str) -> None:
+    """Raise UserError if a file of the set ``label`` is there, but cannot be read."""
+    for name in read_sets(run).get(label, {"files": {}})["files"]:
+        try:
+            (run / name).open("rb").close()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UserError(f"{run / name}: {system_reason(error)}") from None
+
+
 def require_whole(run: Path, label: str, *, is_running: bool) -> None:
     """Raise UserError if ``weights.json`` shows that the files under ``label`` do not belong together.
 
@@ -103,6 +114,7 @@ def require_whole(run: Path, label: str, *, is_running: bool) -> None:
     """
     deadline = time.monotonic() + PATIENCE
     while label in read_sets(run) and not is_whole(run, label):
+        _require_readable(run, label)
         if not is_running or time.monotonic() > deadline:
             raise UserError(
                 f"{run}: the files {label}_net_*.pth are not all of the same iteration, because the run was"

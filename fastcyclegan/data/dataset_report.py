@@ -110,7 +110,8 @@ def _log_first(lines: list[str], console: Console) -> None:
 def report_dataset(config: ReportConfig, console: Console) -> bool:
     """Print the report on a dataset and write its HTML page.
 
-    Returns whether training could start on the dataset as it is, that is, whether no file is broken.
+    Returns whether training could start on the dataset as it is, that is, whether no file is broken and every
+    folder could be read.
     """
     folders = folders_of(config)
     reports = []
@@ -128,7 +129,7 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
     text = page(title, reports, groups, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     console.log(f"page written to {output}")
-    return not any(report.broken for report in reports)
+    return not any(report.broken or report.unreadable for report in reports)
 
 
 def _title(root: Path | None, folders: Mapping[str, Path]) -> str:

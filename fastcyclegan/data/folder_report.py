@@ -32,7 +32,8 @@ MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 class FolderReport:
     """The findings about one folder of images.
 
-    ``passed_over`` lists the numbers of files that are no images, by suffix. ``mean`` is the mean image
+    ``passed_over`` lists the numbers of files that are no images, by suffix, and ``unreadable`` the
+    subfolders that could not be read. ``mean`` is the mean image
     [MEAN_SIDE, MEAN_SIDE, 3] in 8-bit levels, or None if no image could be read.
     """
 
@@ -40,6 +41,7 @@ class FolderReport:
     folder: Path
     files: list[Checked]
     passed_over: str = ""
+    unreadable: list[str] = field(default_factory=list)
     small: list[Checked] = field(default_factory=list)
     mean: NDArray[np.float64] | None = None
     deviation: float = 0.0
@@ -76,7 +78,7 @@ def examine_folder(
         raise no_images(found)
     paths = [path.absolute() for path in found.images]
     report = FolderReport(name, folder, check_files(paths))
-    report.passed_over = found.counted_others()
+    report.passed_over, report.unreadable = found.counted_others(), found.unreadable
     report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
     every = max(1, len(paths) // THUMBS)
     shown = {str(path) for path in paths[::every][:THUMBS]}
@@ -160,6 +162,8 @@ def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
     lines["broken"] = f"{len(report.broken):,}"
     if report.passed_over:
         lines["passed over"] = report.passed_over
+    if report.unreadable:
+        lines["unreadable"] = f"{len(report.unreadable):,} folders, the first: {report.unreadable[0]}"
     return lines
 
 

@@ -103,6 +103,13 @@ class Found:
             return ""
         return f"{self.folder}: {'; '.join(parts)}"
 
+    def require_readable(self, skip: bool) -> None:
+        """Raise UserError if there are unreadable subfolders, unless ``skip`` is set."""
+        if self.unreadable and not skip:
+            raise UserError(
+                f"the folder {self.unreadable[0]} cannot be read; pass --skip_bad_images to leave it out"
+            )
+
     def counted_others(self) -> str:
         """Return the most common suffixes of the other files, and their numbers."""
         most = self.others.most_common(LISTED_SUFFIXES)
@@ -285,8 +292,14 @@ def find_images(
     """
     folders = find_folders(config)
     limit = config.max_dataset_size
-    train_A, test_A = _images_of_domain(folders.train_A, folders.test_A, folders.holdout, seed, limit, log)
-    train_B, test_B = _images_of_domain(folders.train_B, folders.test_B, folders.holdout, seed, limit, log)
+
+    def report(found: Found) -> None:
+        found.require_readable(config.skip_bad_images)
+        if found.passed_over:
+            log(found.passed_over)
+
+    train_A, test_A = _images_of_domain(folders.train_A, folders.test_A, folders.holdout, seed, limit, report)
+    train_B, test_B = _images_of_domain(folders.train_B, folders.test_B, folders.holdout, seed, limit, report)
     good = usable_images([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
     _warn(folders, [*train_A, *test_A], [*train_B, *test_B], good, log)
     images = Images(
@@ -303,20 +316,23 @@ def find_images(
 
 
 def _images_of_domain(
-    folder: Path, test: Path | None, holdout: float, seed: int, limit: int | None, log: Callable[[str], None]
+    folder: Path,
+    test: Path | None,
+    holdout: float,
+    seed: int,
+    limit: int | None,
+    report: Callable[[Found], None],
 ) -> tuple[list[Path], list[Path]]:
     """Return the (training, test) images of a domain. Without a ``test`` folder, they are held out."""
     found = find_files(folder)
     if not found.images:
         raise no_images(found)
     images, held_out = split_holdout(found.images, folder, holdout, seed)
-    if found.passed_over:
-        log(found.passed_over)
+    report(found)
     if test is not None:
         found = find_files(test)
         held_out = found.images
-        if found.passed_over:
-            log(found.passed_over)
+        report(found)
     return images[:limit], held_out[:limit]
 
 

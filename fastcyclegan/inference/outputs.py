@@ -35,12 +35,12 @@ class Output:
 class Plan:
     """What is written: the translations, in the order of the images' names, and the grid, if there is one.
 
-    ``passed_over`` is a line about the files that are no images, or "".
+    ``found`` is what was found in the input folder, or None if the input is a file.
     """
 
     outputs: list[Output]
     grid: Path | None = None
-    passed_over: str = ""
+    found: Found | None = None
 
     @property
     def numbered(self) -> str:
@@ -74,11 +74,11 @@ def plan_outputs(source: Path, output: Path, grid: bool = False) -> Plan:
     if _is_file(source, output):
         plan = _of_one_file(source, output, grid)
     else:
-        root, sources, passed_over = source.parent, [source], ""
+        root, sources, found = source.parent, [source], None
         if source.is_dir():
             found = find_files(source)
-            root, sources, passed_over = source, _sources_of(found, output), found.passed_over
-        plan = replace(_in_folder(root, sources, output, grid), passed_over=passed_over)
+            root, sources = source, _sources_of(found, output)
+        plan = replace(_in_folder(root, sources, output, grid), found=found)
     _check(plan)
     return plan
 

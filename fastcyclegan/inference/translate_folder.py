@@ -171,6 +171,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     and OSError if a translation cannot be written; what has been written until then is printed.
     """
     plan = plan_outputs(config.input, config.output, config.grid)
+    if plan.found is not None:
+        plan.found.require_readable(config.skip_bad_images)
     translator, summary = _load(config, console)
     for folder in {output.target.parent for output in plan.outputs}:
         remove_stale_partials(folder)
@@ -179,7 +181,8 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     choice = choose("folder" if is_small else config.loader, translator.device, threads)
     reader = make_reader(choice, _fit(config, translator), translator.device, console.log)
     console.log(f"translating {_images(len(plan.outputs))} {summary}, using the {choice.kind} loader")
-    for line in filter(None, (plan.passed_over, plan.numbered)):
+    passed_over = "" if plan.found is None else plan.found.passed_over
+    for line in filter(None, (passed_over, plan.numbered)):
         console.log(line)
     started = time.monotonic()
     failures = _Failures(config, console)

@@ -58,6 +58,25 @@ def test_a_set_is_whole_only_if_every_file_is_of_its_iteration(tmp_path: Path) -
     assert not is_whole(tmp_path, "latest")
 
 
+def test_a_file_that_cannot_be_read_is_not_one_of_another_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as a user who can read everything, so the error is made."""
+    write_set(tmp_path, "latest", state(1), NAMES)
+    file = tmp_path / "latest_net_G_A.pth"
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == file:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    monkeypatch.setattr(weight_sets, "checksum", lambda path: "")
+    with pytest.raises(UserError, match=r"latest_net_G_A.pth: Permission denied$"):
+        require_whole(tmp_path, "latest", is_running=False)
+
+
 def test_folders_without_a_record_are_accepted(tmp_path: Path) -> None:
     """These are official files, and runs of older versions."""
     write_set(tmp_path, "latest", state(1), NAMES)

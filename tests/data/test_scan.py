@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastcyclegan import cli
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data import scan
 from fastcyclegan.data.fit import ImageRequirements
@@ -112,9 +113,16 @@ def test_folders_that_cannot_be_read_are_named(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    find(DataConfig(dataroot=dataset))
+    with pytest.raises(
+        UserError, match=r"^the folder \S*/trainA/inner \(Permission denied\) cannot be read; pass"
+    ):
+        find(DataConfig(dataroot=dataset))
+    find(DataConfig(dataroot=dataset, skip_bad_images=True))
     line = f"{dataset}/trainA: 2 folders cannot be read: {dataset}/trainA/inner (Permission denied)\n"
     assert capsys.readouterr().out == line
+    assert cli.check_dataset([str(dataset), "--output", str(dataset / "page.html")]) == 1
+    line = f"  unreadable  2 folders, the first: {dataset}/trainA/inner (Permission denied)"
+    assert line in capsys.readouterr().out.splitlines()
     found = find_files(dataset / "trainA" / "inner")
     with pytest.raises(UserError, match=r"no images .*; cannot be read: .*inner \(Permission denied\)"):
         raise no_images(found)
