@@ -67,6 +67,8 @@ def _printable(character: str) -> str:
         return character
     if "\udc80" <= character <= "\udcff":  # how Python represents such a byte
         return f"\\x{ord(character) - 0xDC00:02x}"
+    if "\x80" <= character <= "\xff":  # not as such a byte
+        return f"\\u{ord(character):04x}"
     return character.encode("unicode_escape").decode()
 
 

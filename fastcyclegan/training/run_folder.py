@@ -14,7 +14,7 @@ from fastcyclegan.checkpoints.run_files import CONFIG, LOCK, PREVIOUS, STATE
 from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.errors import UserError, printable, system_reason
 from fastcyclegan.tensor_files import fitting_name
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS
@@ -23,13 +23,15 @@ DATASET = "dataset"
 
 
 def _stem(config: TrainConfig) -> str:
-    """Return the beginning of a run's default name: the name of its dataset."""
+    """Return the beginning of a run's default name: the name of its dataset, as far as --name accepts it."""
     data = config.data
     if data.is_builtin:
         return "shapes"
-    if data.dataroot is not None:
-        return data.dataroot.resolve().name
-    return "2".join(folder.resolve().name for folder in (data.data_A, data.data_B) if folder is not None)
+    folders = [folder for folder in (data.dataroot, data.data_A, data.data_B) if folder is not None]
+    name = "2".join(folder.resolve().name for folder in folders).lstrip(".")
+    if not name:
+        return DATASET
+    return "".join(character if character.isprintable() else "_" for character in name)
 
 
 def is_run(folder: Path) -> bool:
@@ -51,9 +53,11 @@ def resume_command(run: RunConfig, *, previous: bool = False) -> str:
 def _flag(name: str, value: object) -> str:
     """Return a flag and its value as a shell needs them."""
     text = str(value)
-    if text.startswith("-"):  # would be taken for a flag
-        return shlex.quote(f"{name}={text}")
-    return f"{name} {shlex.quote(text)}"
+    joint = "=" if text.startswith("-") else " "  # else it would be taken for a flag
+    if printable(text) == text:
+        return f"{name}{joint}{shlex.quote(text)}"
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{name}{joint}$'{printable(escaped)}'"  # bash and zsh read the escapes
 
 
 def _remove_run(folder: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fastcyclegan.checkpoints.run_files import CONFIG, LOCK
 from fastcyclegan.checkpoints.weight_sets import is_whole
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import DataConfig, RunConfig, TrainConfig
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, printable
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training.run_folder import RunFolder, resume_command
 from fastcyclegan.training.run_lock import RunLock
@@ -296,3 +297,20 @@ def test_a_start_that_fails_late_leaves_nothing(
     (tmp_path / "runs").mkdir()
     assert cli.train([*small, "--checkpoints_dir", str(tmp_path / "runs")]) == 2
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_run_is_named_after_a_dataset_of_any_name(tmp_path: Path) -> None:
+    for name, expected in ((os.fsdecode(b".d\xe9\n"), "d___1"), ("...", "dataset_1"), ("写真 x", "写真 x_1")):
+        data = DataConfig(dataroot=tmp_path / name)
+        folder = RunFolder(TrainConfig(data=data, run=RunConfig(checkpoints_dir=tmp_path)), print)
+        folder.open()
+        assert folder.path.name == expected
+        folder.release()
+
+
+def test_the_command_that_resumes_a_run_can_be_copied_whatever_the_folder(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"\xe9\n\x1b' \\x \"$HOME")
+    command = resume_command(RunConfig(name="r", checkpoints_dir=Path(folder)))
+    assert printable(command) == command
+    shown = subprocess.run(["bash", "-c", f"printf '%s|' {command}"], capture_output=True, check=True).stdout
+    assert shown.split(b"|")[-2] == os.fsencode(folder)
