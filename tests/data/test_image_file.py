@@ -197,10 +197,11 @@ def test_a_decoder_without_memory_is_no_bad_image(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 from fastcyclegan.data.image_file import BadImageError, examine
-from tests.conftest import saved
+from fastcyclegan.data.native_libraries import return_memory
 from PIL import Image
 Image.init()
 examine("{tmp_path}/x.PNG")
+return_memory()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**21, -1))
 for path in sorted(Path("{tmp_path}").glob("x.*")):
