@@ -7,8 +7,8 @@ and the caller may wait for that thread forever.
 from __future__ import annotations
 
 import io
-import itertools
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -23,7 +23,17 @@ from fastcyclegan.training.event_image import GROWTH, encode, reduced
 from fastcyclegan.training.safe_write import append, naming
 
 _VERSION = "brain.Event:2"
-_files = itertools.count()
+
+
+def _later_name(folder: Path) -> str:
+    """A name that TensorBoard, which reads a folder's files in the order of their names, reads last.
+
+    The seconds alone do not order the files of a run that is resumed at once or after the clock was set back.
+    """
+    names = (re.match(r"events\.out\.tfevents\.(\d{10})\.", file.name) for file in folder.iterdir())
+    latest = max((int(name[1]) for name in names if name), default=0)
+    second = max(int(time.time()), latest + 1)
+    return f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 class EventFile:
@@ -34,12 +44,11 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        # TensorBoard reads the files of a folder in the order of their names.
-        parts = (f"{int(time.time()):010d}", socket.gethostname(), str(os.getpid()), str(next(_files)))
-        self.path = folder / f"events.out.tfevents.{'.'.join(parts)}"
         self.next_image = 0.0
-        with naming(self.path):
+        with naming(folder):
             folder.mkdir(exist_ok=True)
+            self.path = folder / _later_name(folder)
+        with naming(self.path):
             self._stream = self.path.open("xb", buffering=0)
         self._add(Event(file_version=_VERSION))
         if purge_step is not None:
