@@ -179,6 +179,9 @@ def test_resuming_a_run_without_recorded_images_is_rejected(
     ):
         (tmp_path / "official" / "config.json").write_text(text)
         assert "config.json: not a valid run configuration" in fails(capsys, *flags)
+    (tmp_path / "official" / "config.json").unlink()
+    torch.save({"config": {"data": {}}}, tmp_path / "official" / "state.pt")
+    assert "state.pt: not a valid run configuration: it lacks" in fails(capsys, *flags)
 
 
 def test_training_on_the_builtin_dataset_prints_scores(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -45,8 +45,15 @@ def read_config(run: Path) -> TrainConfig | None:
     file = run / CONFIG
     if not file.exists():
         return _config_of_state(run / STATE)
-    try:
+    with _named(file):
         return from_dict(json.loads(file.read_text()))
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """Raise UserError, which names ``file``, if the block finds that it contains no configuration."""
+    try:
+        yield
     except (UserError, OSError, ValueError) as error:
         raise UserError(f"{file}: not a valid run configuration: {one_line(error)}") from None
 
@@ -55,9 +62,10 @@ def _config_of_state(file: Path) -> TrainConfig | None:
     if not file.exists():
         return None
     state = load_tensors(file)
-    if isinstance(state, dict) and "config" in state:
+    if not isinstance(state, dict) or "config" not in state:
+        return None
+    with _named(file):
         return from_dict(state["config"])
-    return None
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
