@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -82,9 +83,9 @@ class Console:
             return
         room = self._rich.width - _BAR - len(" 100% ") - 1
         text = self._shown(text)
-        if len(text) > room:  # keep it to one line in a narrow terminal
+        if cell_len(text) > room:  # keep it to one line in a narrow terminal
             end = "…" if self._shown("…") == "…" else "."
-            text = text[: room - 1] + end
+            text = set_cell_size(text, room - 1) + end
         if self._progress is None:
             columns = (
                 BarColumn(bar_width=_BAR),

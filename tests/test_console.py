@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
+from rich.cells import cell_len
 
 from fastcyclegan.console import Console
 
@@ -65,3 +67,20 @@ def test_live_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "25%" in output
     assert "iteration [1]" in output
     assert "a line above" in output
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "写" * 300, "e\u0301" * 300])
+def test_the_live_line_fits_into_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """Some characters are two cells wide, and some have no width."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "61")):
+        monkeypatch.setenv(name, value)
+    with Console() as console:
+        console.progress(1, 4, text)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line]
+    assert lines
+    for line in lines:
+        assert 58 <= cell_len(line.rstrip()) <= 61
+        assert line.rstrip().endswith("…")
