@@ -27,6 +27,9 @@ from fastcyclegan.errors import UserError
 
 MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 
+# How many files with equal pixels are named.
+NAMED = 5
+
 
 @dataclass
 class FolderReport:
@@ -183,4 +186,9 @@ def _counted(names: Iterable[str]) -> str:
 
 
 def equal_files(group: Group) -> str:
-    return " = ".join(f"{path} ({name})" for name, path in group)
+    """Return one line that names the first files of ``group``, and the number of the others."""
+    named = " = ".join(f"{path} ({name})" for name, path in group[:NAMED])
+    rest = len(group) - NAMED
+    if rest > 0:
+        named += f" and {rest:,} more"
+    return named

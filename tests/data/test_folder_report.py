@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcyclegan.data.folder_report import duplicates, examine_folder
+from fastcyclegan.data.folder_report import duplicates, equal_files, examine_folder
 
 
 def test_mean_and_standard_deviation(tmp_path: Path) -> None:
@@ -29,3 +29,11 @@ def test_duplicates_have_equal_pixels_and_shapes(tmp_path: Path) -> None:
     Image.new("RGB", (2, 8)).save(tmp_path / "a" / "tall.ppm")
     groups = duplicates([examine_folder("a", tmp_path / "a", 1, lambda count, total: None)])
     assert [[Path(path).name for _, path in group] for group in groups] == [["tall.png", "tall.ppm"]]
+
+
+def test_only_the_first_of_many_equal_files_are_named() -> None:
+    group = [("trainA", f"{n}.png") for n in range(1, 1240)]
+    assert equal_files(group[:2]) == "1.png (trainA) = 2.png (trainA)"
+    expected = " = ".join(f"{n}.png (trainA)" for n in range(1, 6))
+    assert equal_files(group[:5]) == expected
+    assert equal_files(group) == f"{expected} and 1,234 more"
