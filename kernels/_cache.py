@@ -16,6 +16,17 @@ def temporary_folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
 
 
+def ensure_triton_home() -> None:
+    """Give Triton a folder for its cache if this user has no home directory.
+
+    Triton would make a folder of the name "~" in the working folder.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ.setdefault("TRITON_HOME", str(temporary_folder("triton")))
+
+
 def cache_folder(name: str = "") -> Path:
     """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan``, or that folder itself for "".
 

@@ -16,7 +16,10 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ._cache import ensure_triton_home
 from ._failures import REFUSED, is_external_error, kernel_error, raise_device_error
+
+ensure_triton_home()
 
 # Every kernel of this package, by name. The ahead-of-time compiler checks that it covers all of them.
 REGISTRY: dict[str, Any] = {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from fastcyclegan.devtools.dry_run import dry_run
-from fastcyclegan.kernels import _failures, _tune
+from fastcyclegan.kernels import _cache, _failures, _tune
 from fastcyclegan.kernels._failures import KernelError
 from fastcyclegan.kernels._launch import Chip, Config
 
@@ -189,6 +192,25 @@ def test_a_user_without_a_home_directory(measured: list[Config], monkeypatch: py
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
     assert _tune.cache_file("Test GPU").is_absolute()
+
+
+def test_triton_makes_no_folder_named_tilde_for_a_user_without_a_home_directory(tmp_path: Path) -> None:
+    code = """if True:
+        import os, pwd
+        def unknown(number):
+            raise KeyError(number)
+        pwd.getpwuid = unknown
+        import triton, fastcyclegan.kernels._launch
+        print(triton.knobs.cache.dir)
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "TRITON_HOME", "TRITON_CACHE_DIR")
+    }
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=environment, text=True, capture_output=True, check=True, cwd=tmp_path)
+    assert ended.stdout == f"{_cache.temporary_folder('triton')}/.triton/cache\n"
 
 
 def test_no_measurement_on_a_cpu_or_without_a_choice(measured: list[Config]) -> None:
