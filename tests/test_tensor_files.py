@@ -164,7 +164,7 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
             case 4:
                 data[place : place + 8] = rng.randbytes(8)
         file.write_bytes(data)
-        started = time.monotonic()
+        started = time.process_time()
         try:
             loaded = load_generator(file).state_dict()
         except UserError as error:
@@ -177,7 +177,7 @@ def test_a_thousand_mutations(tmp_path: Path, generator: dict[str, Tensor], zipp
             }
             if zipped:
                 assert all(torch.equal(value, generator[key]) for key, value in loaded.items())
-        assert time.monotonic() - started < TIME_LIMIT
+        assert time.process_time() - started < TIME_LIMIT
     assert rejected > (700 if zipped else 250)
 
 
@@ -218,12 +218,12 @@ from fastcyclegan.checkpoints.loading import load_generator
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**30,) * 2)
 for file in sorted(Path(sys.argv[1]).glob("*.pth")):
-    started = time.monotonic()
+    started = time.process_time()
     try:
         load_generator(file)
     except UserError as error:
         assert "\\n" not in str(error) and len(str(error)) < 1000, error
-        print(file.stem, time.monotonic() - started < 2, time.monotonic() - started, str(error)[:150])
+        print(file.stem, time.process_time() - started < 2, time.process_time() - started, str(error)[:150])
 """
     process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False

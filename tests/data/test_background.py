@@ -39,8 +39,11 @@ def test_keeps_the_order_and_runs_ahead_only_to_its_depth() -> None:
 
     with in_background(numbers(), depth=3) as items:
         assert next(items) == 0
+        deadline = time.monotonic() + 60
+        while len(made) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
         time.sleep(0.2)
-        assert 3 <= len(made) <= 5  # three are queued, one is waiting to be queued, one was consumed
+        assert len(made) == 5  # three are queued, one is waiting to be queued, one was consumed
         assert list(items) == list(range(1, 100))
 
 
@@ -58,11 +61,11 @@ def test_reraises_exceptions_of_its_items_and_closes_them() -> None:
         assert next(items) == 1
         with pytest.raises(KeyError, match="in the thread"):
             next(items)
-    assert closed.wait(1)
+    assert closed.wait(60)
     closed.clear()
     with in_background(failing(), 1) as items:  # the consumer stops early
         next(items)
-    assert closed.wait(1)
+    assert closed.wait(60)
     assert not any(thread.name == "fastcyclegan-loader" for thread in threading.enumerate())
 
 
@@ -88,7 +91,7 @@ def test_a_wait_for_an_item_that_never_comes_can_be_stopped(hang: threading.Even
         with pytest.raises(StoppedError):
             next(items)
     assert len(asked) == 3
-    assert time.monotonic() - asked[-1] < 2
+    assert time.monotonic() - asked[-1] < 60
 
 
 def test_an_error_while_the_run_stops_is_not_reported() -> None:
@@ -137,10 +140,10 @@ def test_reads_run_in_threads_and_those_not_started_are_cancelled(hang: threadin
         reads: list[Future[object]] = [threads.submit(hang.wait), threads.submit(hang.wait)]
         with pytest.raises(StoppedError):
             result_of(reads[0], stops_after(2)[1])
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60
     hang.set()
     result_of(reads[0])
-    threads.threads[0].join(5)
+    threads.threads[0].join(60)
     assert reads[1].cancelled()
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_hangs_does_not_keep_progress_from_being_called(
     with pytest.raises(StoppedError):
         check_files(paths, stop)
     assert calls == [(1, 5), (2, 5), (2, 5), (2, 5)]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     hang.set()
 
 

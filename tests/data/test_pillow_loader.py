@@ -181,7 +181,7 @@ def test_a_loader_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     started = time.monotonic()
     with pytest.raises(StoppedError):
         next(batches)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert not multiprocessing.active_children()
 
 
