@@ -30,11 +30,13 @@ def ensure_triton_home() -> None:
 def cache_folder(name: str = "") -> Path:
     """Return the folder ``name`` in ``$XDG_CACHE_HOME/fastcyclegan``, or that folder itself for "".
 
-    It may not exist yet. ``$XDG_CACHE_HOME`` defaults to ~/.cache.
+    It may not exist yet. ``$XDG_CACHE_HOME`` defaults to ~/.cache. The specification of such variables says
+    to ignore a relative path.
     """
-    configured = os.environ.get("XDG_CACHE_HOME")
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        base = Path(configured) if configured else Path.home() / ".cache"
+        if not base.is_absolute():
+            base = Path.home() / ".cache"
     except RuntimeError:
         # Containers may run as a user without a home directory.
         return temporary_folder(name)

@@ -194,6 +194,13 @@ def test_a_user_without_a_home_directory(measured: list[Config], monkeypatch: py
     assert _tune.cache_file("Test GPU").is_absolute()
 
 
+def test_a_relative_cache_folder_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So says the specification of the variable."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert _tune.cache_file("Test GPU").is_relative_to(tmp_path / ".cache" / "fastcyclegan")
+
+
 def test_triton_makes_no_folder_named_tilde_for_a_user_without_a_home_directory(tmp_path: Path) -> None:
     code = """if True:
         import os, pwd
