@@ -109,7 +109,7 @@ def _read_cache(file: Path) -> dict[str, Checked]:
         if saved["reader"] != _reader():
             return {}
         return {record["path"]: Checked(**record) for record in saved["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}  # the cache is missing or damaged: check every file again
 
 

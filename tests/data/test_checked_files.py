@@ -39,8 +39,10 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     assert not first[0].is_unchanged()
     assert check_files(paths)[0].width == 30
     assert len(decoded) == 6
-    checked_files._cache_file().write_text('{"reader": 2, "files": [{"path"')  # a damaged cache is ignored
-    assert check_files(paths)[1] == first[1]
+    cache = checked_files._cache_file()
+    for damaged in ('{"reader": 2, "files": [{"path"', "[" * 200_000, "null", "7", '"x"', "[{}]"):
+        cache.write_text(damaged)  # is ignored
+        assert check_files(paths)[1] == first[1]
 
 
 def test_an_exception_of_progress_ends_the_checks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
