@@ -206,6 +206,8 @@ def _check(plan: Plan) -> None:
             raise UserError(f"{target} is one of the input images: choose another --output")
         if target.is_dir():
             raise UserError(f"{target}: a folder, where {content} must be written: choose another --output")
+        if target.exists() and not target.is_file():
+            raise UserError(f"{target}: not a regular file, where {content} must be written")
         # A file is written under a longer, temporary name first.
         partial = partial_of(target)
         name = max(len(os.fsencode(file.name)) for file in (target, partial))

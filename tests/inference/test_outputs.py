@@ -135,6 +135,8 @@ def test_an_image_is_translated_into_a_folder_that_contains_it(tmp_path: Path) -
         ("in/y.png", "link/y.png", "y.png is one of the input images"),
         ("in/before_after.png", "in", "before_after.png is one of the input images"),
         ("in", "blocked", "x.png: a folder, where the translation of .*x.jpg must be written"),
+        ("in/x.jpg", "pipe.png", "pipe.png: not a regular file, where the translation of .*x.jpg must be"),
+        ("in/x.jpg", "device.png", "device.png: not a regular file, where the translation"),
         ("in", "gridless", "before_after.png: a folder, where the grid must be written"),
     ],
 )
@@ -144,6 +146,8 @@ def test_impossible_outputs_are_refused(tmp_path: Path, source: str, output: str
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to("in")
     (tmp_path / "dangling").symlink_to("nothing")
+    (tmp_path / "device.png").symlink_to("/dev/full")
+    os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(UserError, match=message) as raised:
         plan_outputs(tmp_path / source, tmp_path / output, grid=True)
     assert "\n" not in str(raised.value)
