@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import warnings
@@ -33,7 +34,7 @@ from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
-from fastcyclegan.training.signals import nothing_to_save
+from fastcyclegan.training.signals import as_interrupts, nothing_to_save
 from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
 
@@ -60,6 +61,9 @@ class DownloadConfig:
     #: Keep the downloaded zip file.
     keep_archive: bool = False
 
+
+# Exit code after Ctrl-C.
+STOPPED = 128 + signal.SIGINT
 
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -198,8 +202,17 @@ def _run(main: Callable[[], int]) -> int:
         print_line(f"error: out of memory: {reason}", sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     return 2
+
+
+def _run_to_the_end(main: Callable[[], int]) -> int:
+    """Run ``main``, which has no state to save, and let it clean up if a signal ends it."""
+    with as_interrupts() as requests:
+        code = _run(main)
+    if code == STOPPED and requests.stop is not None:
+        return 128 + requests.stop
+    return code
 
 
 @contextlib.contextmanager
@@ -358,19 +371,19 @@ def train(args: Sequence[str] | None = None) -> int:
 
 def translate(args: Sequence[str] | None = None) -> int:
     """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory."""
-    return _run(lambda: _translate(args))
+    return _run_to_the_end(lambda: _translate(args))
 
 
 def download_dataset(args: Sequence[str] | None = None) -> int:
     """Run ``download_dataset.py`` and return its exit code, which is 1 if some images are broken."""
-    return _run(lambda: _download(args))
+    return _run_to_the_end(lambda: _download(args))
 
 
 def check_dataset(args: Sequence[str] | None = None) -> int:
     """Run ``check_dataset.py`` and return its exit code, which is 1 if some images are broken."""
-    return _run(lambda: _check_dataset(args))
+    return _run_to_the_end(lambda: _check_dataset(args))
 
 
 def inspect_checkpoint(args: Sequence[str] | None = None) -> int:
     """Run ``inspect_checkpoint.py`` and return its exit code."""
-    return _run(lambda: _inspect(args))
+    return _run_to_the_end(lambda: _inspect(args))

@@ -129,6 +129,30 @@ def nothing_to_save() -> Generator[None]:
         handlers.restore()
 
 
+@contextlib.contextmanager
+def as_interrupts() -> Generator[Requests]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT does, to clean up.
+
+    ``stop`` of the requests becomes the number of the signal. A second one is handled as before the block,
+    which by default ends the process at once. Handlers that the caller has set are left alone.
+    """
+    requests, handlers = Requests(), _Handlers()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        requests.stop = number
+        handlers.restore()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if signal.getsignal(getattr(signal, name, signal.SIGINT)) is signal.SIG_DFL:
+                handlers.install(name, interrupt)
+    try:
+        yield requests
+    finally:
+        handlers.restore()
+
+
 def _print(text: str) -> None:
     # Calling print is not safe: the signal may have interrupted one, and the terminal may be gone.
     with contextlib.suppress(OSError):

@@ -68,7 +68,7 @@ def declared(path: Path) -> int:
 
 @contextmanager
 def measured(report: Callable[[float, int], None]) -> Iterator[None]:
-    """Call ``report`` with the processor's seconds that the body took, and the bytes by which it raised the peak."""
+    """Call ``report`` with the body's processor time in seconds and the bytes by which it raised the peak."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is in use now
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +272,43 @@ def test_half_written_files_of_a_killed_process_are_removed(weights: Path, tmp_p
         os.utime(file, (0, 0))
     run(weights, tmp_path / "in", tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"000.png", new.name, mine.name}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_program_after_the_images_in_progress(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    write_images(tmp_path / "in", 4)
+    translate, save, calls = Translator.__call__, writer.save_image, itertools.count(1)
+    number = signal.Signals[name]
+
+    def interrupted(self: Translator, batch: list[Tensor]) -> list[NDArray[np.uint8]]:
+        if next(calls) == 3:
+            signal.raise_signal(number)
+        return translate(self, batch)
+
+    def slowly(image: Image.Image, target: Path) -> None:
+        time.sleep(0.2)
+        save(image, target)
+
+    monkeypatch.setattr(Translator, "__call__", interrupted)
+    monkeypatch.setattr(writer, "save_image", slowly)
+    handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    before = signal.signal(number, handler)
+    try:
+        code = translated_by_the_program(weights, tmp_path, "--batch_size", "1", "--num_threads", "2")
+        assert code == 128 + number
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+    shown = capsys.readouterr()
+    assert shown.err == "stopped\n"
+    assert f"wrote 2 of 4 images to {tmp_path / 'out'} before the program ended" in shown.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
 
 
 def test_failed_writes_are_errors(

@@ -23,7 +23,7 @@ from fastcyclegan.data.loader import Source
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
 from fastcyclegan.training import resume, start
-from fastcyclegan.training.signals import nothing_to_save
+from fastcyclegan.training.signals import as_interrupts, nothing_to_save
 from fastcyclegan.training.trainer import Trainer
 from tests.training.runs import arguments, assert_same_state, iterations_logged, run, start_process
 
@@ -151,6 +151,21 @@ def test_signals_where_there_is_nothing_to_save() -> None:
             assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     with ThreadPoolExecutor() as pool:
         assert pool.submit(nothing_to_save().__enter__).result() is None
+
+
+def test_signals_that_interrupt() -> None:
+    """Only default handlers are replaced, and they are there again for a second signal and afterwards."""
+    with default_handler(signal.SIGTERM) as sigterm, default_handler(signal.SIGHUP):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with as_interrupts() as requests:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            assert requests.stop == signal.SIGTERM
+            assert signal.getsignal(signal.SIGTERM) is sigterm
+        assert signal.getsignal(signal.SIGTERM) is sigterm
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(as_interrupts().__enter__).result().stop is None
 
 
 @contextlib.contextmanager
