@@ -110,11 +110,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(text in str(error) for text in _NO_MEMORY)
 
 
+# Reasons of the disk. The others, such as permissions, are those of the file or its folder.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def cannot_write(file: Path, error: OSError) -> UserError:
-    """Return the error to raise if ``file`` cannot be written. It names the file, the reason and the disk."""
+    """Return the error to raise if ``file`` cannot be written.
+
+    It names the file, the reason and, if that is the reason, the disk.
+    """
     message = f"cannot write {file}: {system_reason(error)}"
     disk = disk_of(file)
-    if disk is not None:
+    if disk is not None and error.errno in _OF_THE_DISK:
         usage = shutil.disk_usage(disk)
         message += f" (disk {disk}: {usage.free / 2**30:,.1f} of {usage.total / 2**30:,.1f} GiB free)"
     return UserError(message)

@@ -104,5 +104,5 @@ def test_a_failed_write_raises_in_the_callers_thread(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "e").write_text("not a folder")
-    with pytest.raises(UserError, match=r"cannot write .*/e: File exists"):
+    with pytest.raises(UserError, match=r"cannot write .*/e: File exists$"):
         EventFile(tmp_path / "e")
