@@ -138,11 +138,23 @@ def available_memory() -> int | None:
     """Return the bytes that this process can use before the kernel ends it, or None if this is not Linux."""
     if sys.platform != "linux":
         return None
-    available = free_memory(torch.device("cpu")) + _free_swap()
-    room = group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    if room is None:
-        return available
-    return min(available, room)
+    limits = [
+        free_memory(torch.device("cpu")) + _free_swap(),
+        group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
+        _free_addresses(),
+    ]
+    return min(limit for limit in limits if limit is not None)
+
+
+def _free_addresses() -> int | None:
+    """Return the bytes that this process can still map, or None if that is not limited (ulimit -v)."""
+    import resource  # Windows lacks it
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return max(limit - mapped, 0)
 
 
 def _free_swap() -> int:

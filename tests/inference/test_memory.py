@@ -111,6 +111,20 @@ def test_the_available_memory_is_that_of_the_system() -> None:
         assert available is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_limit_of_the_address_space_counts() -> None:
+    code = """if True:
+        import resource
+        from pathlib import Path
+        from fastcyclegan.inference import memory
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + 64 * 2**20,) * 2)
+        print(memory.available_memory() / 2**20)
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 32 < float(ended.stdout) <= 64
+
+
 def write_group(folder: Path, version: int, limit: str, used: str, stat: str) -> None:
     """Write the files that describe the memory of a control group."""
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}
