@@ -6,6 +6,8 @@ the same pixels; ``dali_loader.py`` describes how the rest is done.
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -110,7 +112,8 @@ class DaliPipeline:
     def build(self) -> Any:
         """Return a pipeline that turns encoded files into pixels [H, W, C].
 
-        If ``whole`` is true, the sizes and crops of the images are inputs as well.
+        If ``whole`` is true, the sizes and crops of the images are inputs as well. Raises UserError if the
+        system allows no more threads.
         """
         from nvidia.dali import Pipeline, fn, types
 
@@ -136,7 +139,13 @@ class DaliPipeline:
             if self.whole:
                 pixels = _resize_crop_and_flip(pixels, self.fit.channels)
             pipe.set_outputs(pixels)
-        pipe.build()
+        try:
+            pipe.build()
+        except RuntimeError as error:
+            if os.strerror(errno.EAGAIN) not in str(error):
+                raise
+            reason = "DALI cannot start its threads: the system allows no more, or has no memory for them"
+            raise UserError(f"{reason}; use --loader folder") from None
         return pipe
 
     def _device_id(self) -> int | None:
