@@ -50,6 +50,8 @@ def load_tensors(path: Path) -> Any:
             start = file.read(len(_ZIP))
         if path.suffix == ".safetensors":
             return _load_safetensors(path)
+        if start == bytes(len(_ZIP)):  # often the rest of a crash; torch takes it for an empty .tar file
+            raise UserError(f"{path}: cannot be loaded: {_DAMAGED}")
         is_zip = start == _ZIP
         if is_zip:
             _refuse_bombs(path)

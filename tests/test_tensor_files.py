@@ -49,6 +49,8 @@ def test_files_without_weights_are_rejected(tmp_path: Path) -> None:
     pickled, text, script = tmp_path / "pickled.pth", tmp_path / "text.pth", tmp_path / "script.pth"
     pickled.write_bytes(pickle.dumps(Evil(), protocol=2))
     text.write_text("hello")
+    zeros = tmp_path / "zeros.pth"
+    zeros.write_bytes(bytes(100_000))
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), script)
     cases = {
         r"no.pth: no such file": tmp_path / "no.pth",
@@ -65,6 +67,7 @@ def test_files_without_weights_are_rejected(tmp_path: Path) -> None:
         r"list.pth: not a state_dict: it is a list without named tensors": file("list.pth", [torch.ones(1)]),
         r"empty.pth: not a state_dict: it is empty": file("empty.pth", {}),
         r"text.pth: cannot be loaded: it is damaged, or not a PyTorch file": text,
+        r"zeros.pth: cannot be loaded: it is damaged, or not a PyTorch file": zeros,
         r"d.pth: expected a generator, got a discriminator basic \(ndf 2, 3 ch": file(
             "d.pth", Discriminator(3, 2).state_dict()
         ),
