@@ -104,6 +104,11 @@ def _sources_of(found: Found, output: Path) -> list[Path]:
     if not images:
         raise no_images(found)
     written = _real(output)
+    if _real(folder) == written:
+        raise UserError(
+            f"{output}: the folder of the images, where the translations would be taken for images next time:"
+            " choose another --output"
+        )
     if not _real(folder).is_relative_to(written):
         images = [image for image in images if not _real(image).is_relative_to(written)]
     if not images:

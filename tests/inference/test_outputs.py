@@ -128,9 +128,10 @@ def test_an_image_is_translated_into_a_folder_that_contains_it(tmp_path: Path) -
         ("in", "in/x.jpg", "x.jpg: not a folder"),
         ("in", "text/deep", "text: not a folder"),
         ("in", "dangling", "dangling: not a folder"),
-        ("in", "in", "y.png is one of the input images: choose another --output"),
-        ("in", "in/../in", "y.png is one of the input images"),
-        ("in", "link", "y.png is one of the input images"),
+        ("in", "in", "in: the folder of the images, where .* next time: choose another --output"),
+        ("in", "in/../in", "in: the folder of the images"),
+        ("in", "link", "link: the folder of the images"),
+        ("in/deep", "in", "y.png is one of the input images: choose another --output"),
         ("in/y.png", "in/y.png", "y.png is one of the input images"),
         ("in/y.png", "link/y.png", "y.png is one of the input images"),
         ("in/before_after.png", "in", "before_after.png is one of the input images"),
@@ -142,6 +143,8 @@ def test_an_image_is_translated_into_a_folder_that_contains_it(tmp_path: Path) -
 )
 def test_impossible_outputs_are_refused(tmp_path: Path, source: str, output: str, message: str) -> None:
     touch(tmp_path, "in/x.jpg", "in/y.png", "in/before_after.png", "text")
+    (tmp_path / "in" / "deep").mkdir()
+    (tmp_path / "in" / "deep" / "y.png").hardlink_to(tmp_path / "in" / "y.png")
     for folder in ("empty", "blocked/x.png", "gridless/before_after.png"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to("in")
