@@ -46,6 +46,11 @@ def _check_types(config: Any) -> None:
             raise UserError(f"{name} must be finite, got {value}")
 
 
+def is_folder_name(name: str) -> bool:
+    """Return whether ``name`` can name a folder: printable, without separators, and not hidden."""
+    return Path(name).name == name != "" and not name.startswith(".") and name.isprintable()
+
+
 def _check_minimum(config: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -372,10 +377,8 @@ class RunConfig:
             raise UserError(f"seed must be below 2**63, got {self.seed}")
         _check_minimum(self, 1, "print_freq", "display_freq", "save_latest_freq", "keep_epochs")
         _check_minimum(self, 2, "keep_samples")
-        if self.name is not None:
-            is_one_part = Path(self.name).name == self.name
-            if self.name.startswith(".") or not is_one_part or not self.name.isprintable():
-                raise UserError(f"name must be a plain folder name, got {self.name!r}")
+        if self.name is not None and not is_folder_name(self.name):
+            raise UserError(f"name must be a plain folder name, got {self.name!r}")
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:

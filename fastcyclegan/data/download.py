@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from fastcyclegan.config import is_folder_name
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
 from fastcyclegan.errors import UserError, one_line
@@ -79,6 +80,9 @@ DATASETS = {
 }
 ELSEWHERE = {"cityscapes": "its licence forbids redistribution; get it from cityscapes-dataset.com"}
 
+# A dataset needs three. Python's own functions for folders fail at some hundreds.
+MOST_FOLDERS = 50
+
 Log = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
@@ -102,6 +106,8 @@ def download(
     """
     if name in ELSEWHERE:
         raise UserError(f"{name}: {ELSEWHERE[name]}")
+    if not is_folder_name(name):
+        raise UserError(f"the name of a dataset must be a plain folder name, got {shortened(repr(name))}")
     if name not in DATASETS and archive is None and server == SERVER:
         raise UserError(f"{name}: not one of the CycleGAN authors' datasets ({', '.join(DATASETS)})")
     url = _address(server, name)
@@ -285,10 +291,15 @@ def unpack(archive: Path, target: Path) -> None:
     """
     partial = target.with_name(fitting_name(f".{target.name}", ".partial", target.parent))
     shutil.rmtree(partial, ignore_errors=True)
+    if archive.exists() and not archive.is_file():  # reading a pipe could block forever
+        raise UserError(f"{archive}: not a file, but --archive must be a zip file")
     try:
         with zipfile.ZipFile(archive) as packed:
             members = [info for info in packed.infolist() if not info.filename.startswith("__MACOSX/")]
             _check_members(archive, members, target.parent)
+            for info in members:  # some programs for Windows write its separator
+                info.filename = info.filename.replace("\\", "/")
+            partial.mkdir()
             packed.extractall(partial, members)
         _root(partial, target.name, archive).rename(target)
     except FileNotFoundError:
@@ -327,6 +338,9 @@ def _check_places(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     folders: set[tuple[str, ...]] = {()}
     for info in members:
         place = PurePosixPath(info.filename.replace("\\", "/")).parts
+        if len(place) > MOST_FOLDERS:
+            member = shortened(repr(info.filename))
+            raise UserError(f"{archive}: not unpacked because its member {member} is in {len(place)} folders")
         folders.update(place[:depth] for depth in range(1, len(place)))
         if info.filename.endswith("/"):  # is_dir fails without a name
             folders.add(place)

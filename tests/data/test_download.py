@@ -6,6 +6,7 @@ Archives that must not be unpacked are tested as well.
 from __future__ import annotations
 
 import io
+import os
 import stat
 import threading
 import zipfile
@@ -344,12 +345,43 @@ def test_rejects_links(tmp_path: Path) -> None:
         packed({"toys/readme.txt": b"x"}),
         r"a.zip: not a dataset: it contains none of trainA, trainB, testA, testB",
     ),
-], ids=["a page", "truncated", "damaged", "something else"])  # fmt: skip
+    (packed({}), r"a.zip: not a dataset: it contains none of trainA"),
+    (
+        packed({"trainA/" + 2000 * "x/" + "0.png": b"x"}),
+        r"a.zip: not unpacked because its member 'trainA/x/x/.* is in 2002 folders",
+    ),
+], ids=["a page", "truncated", "damaged", "something else", "empty", "deep"])  # fmt: skip
 def test_rejects_unusable_archives(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(UserError, match=message):
         download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip")
     assert list((tmp_path / "datasets").iterdir()) == []
+
+
+def test_an_archive_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.zip")
+    (tmp_path / "folder.zip").mkdir()
+    for name in ("pipe.zip", "folder.zip"):
+        with pytest.raises(UserError, match=rf"{name}: not a file, but --archive must be a zip file"):
+            download("toys", tmp_path / "datasets", archive=tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", ".hidden", "n\n", "\udcff", "a\0"])
+def test_a_name_that_is_no_folder_name_is_refused(server: Server, tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.zip").write_bytes(packed())
+    for options in ({"server": server.url}, {"archive": tmp_path / "a.zip"}):
+        with pytest.raises(UserError, match="the name of a dataset must be a plain folder name"):
+            download(name, tmp_path / "datasets", **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_members_with_backslashes_are_in_folders(tmp_path: Path) -> None:
+    """Old programs for Windows write them."""
+    with zipfile.ZipFile(io.BytesIO(packed())) as whole, zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name.replace("/", "\\"), whole.read(name))
+    download("toys", tmp_path / "datasets", archive=tmp_path / "a.zip", log=lambda text: None)
+    assert counts(tmp_path / "datasets" / "toys") == WHOLE
 
 
 def test_accepts_other_layouts_inside_the_archive(tmp_path: Path) -> None:
