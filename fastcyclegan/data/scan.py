@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from fastcyclegan.config import DataConfig
@@ -177,15 +176,22 @@ def dark_images(folder: Path, files: Iterable[Checked]) -> str:
     return f"warning: {folder}: {dark_values(images, max(levels))}"
 
 
+def _identity(path: Path) -> object:
+    """Return what identifies the file at ``path``, even if it can be reached by several paths."""
+    try:
+        status = path.stat()
+    except OSError:  # it has just gone; reading it will tell
+        return path.absolute()
+    return status.st_dev, status.st_ino
+
+
 def shared_images(folders: Mapping[str, Path], paths: Mapping[str, Sequence[Path]]) -> str:
     """Return a warning if images of one domain are also in the other's folder, or "".
 
-    ``folders`` and ``paths`` contain the folder and the images of each of two domains, by name.
+    ``folders`` and ``paths`` contain the folder and the images of each of two domains, by name. Links to a
+    file are that file, but copies are not.
     """
-    real = cache(lambda parent: Path(parent).resolve())
-    (a, in_a), (b, in_b) = [
-        (name, {real(path.parent) / path.name for path in paths[name]}) for name in folders
-    ]
+    (a, in_a), (b, in_b) = [(name, set(map(_identity, paths[name]))) for name in folders]
     count = len(in_a & in_b)
     if not count:
         return ""

@@ -143,6 +143,10 @@ def test_images_of_both_domains_are_named(dataset: Path, capsys: pytest.CaptureF
     )
     find(DataConfig(data_A=inner, data_B=dataset / "testB"))
     assert capsys.readouterr().out == ""
+    (dataset / "testB" / "symbolic.png").symlink_to(inner / "000.png")
+    (dataset / "testB" / "hard.png").hardlink_to(inner / "000.png")
+    find(DataConfig(data_A=inner, data_B=dataset / "testB"))
+    assert capsys.readouterr().out.startswith("warning: 1 image is in both domain A")
 
 
 def test_16_bit_files_of_few_bits_are_noted(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
