@@ -175,6 +175,14 @@ def _resumed(flags: dict[str, str]) -> TrainConfig:
     return with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
 
 
+def _print_error(line: str) -> None:
+    """Print ``line`` to standard error. If that fails, only the exit code can tell."""
+    try:
+        print_line(line, sys.stderr)
+    except OSError:  # Python would fail again at its exit, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def _run(main: Callable[[], int]) -> int:
     try:
         with warnings.catch_warnings():
@@ -182,7 +190,7 @@ def _run(main: Callable[[], int]) -> int:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             return main()
     except UserError as error:
-        print_line(f"error: {error}", sys.stderr)
+        _print_error(f"error: {error}")
     except BrokenPipeError:
         # The reader of a pipe, such as head, wants no more. Python would fail again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -192,16 +200,16 @@ def _run(main: Callable[[], int]) -> int:
         file = error.filename
         if not file:
             file = "input or output"
-        print_line(f"error: {file}: {system_reason(error)}", sys.stderr)
+        _print_error(f"error: {file}: {system_reason(error)}")
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         reason = "the system refused an allocation"
         if str(error):
             reason = str(error).splitlines()[0]
-        print_line(f"error: out of memory: {reason}", sys.stderr)
+        _print_error(f"error: out of memory: {reason}")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _print_error("stopped")
         return STOPPED
     return 2
 
@@ -351,7 +359,10 @@ def _download(args: Sequence[str] | None) -> int:
 
 def _check_dataset(args: Sequence[str] | None) -> int:
     config = _parse(ReportConfig, _arguments(args), _description(ReportConfig))
-    good = report_dataset(config, Console())
+    console = Console()
+    good = report_dataset(config, console)
+    if console.failed:
+        return 2
     return 0 if good else 1
 
 
@@ -360,7 +371,7 @@ def _inspect(args: Sequence[str] | None) -> int:
     console = Console()
     for line in describe(config.file):
         console.log(line)
-    return 0
+    return 2 if console.failed else 0
 
 
 def train(args: Sequence[str] | None = None) -> int:

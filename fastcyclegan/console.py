@@ -39,6 +39,8 @@ class Console:
 
     def __init__(self) -> None:
         self._rich = _Output(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.failed = False
+        """Whether output was lost, other than because its reader wanted no more."""
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
@@ -64,6 +66,7 @@ class Console:
             if not reason:
                 reason = "standard output failed"
             self._rich.give_up(reason)
+            self.failed = True
 
     def _shown(self, text: str) -> str:
         encoding = self._rich.encoding

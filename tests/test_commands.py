@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastcyclegan
 from fastcyclegan import commands
 from fastcyclegan.errors import UserError
+from fastcyclegan.nn.networks import Generator
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -64,6 +66,18 @@ def test_a_reader_that_wants_no_more_ends_a_command_without_an_error(tmp_path: P
     )
     assert process.stderr == ""
     assert process.stdout in ("141\n", "0\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_lost_output_is_told_by_the_exit_code(tmp_path: Path) -> None:
+    script = f"{sys.executable} {ROOT / 'scripts' / 'inspect_checkpoint.py'}"
+    torch.save(Generator(ngf=2, n_blocks=0).state_dict(), tmp_path / "net.pth")
+    lost = "No space left on device: continuing without output\n"
+    for command, code, text in (("missing.pth 2> /dev/full", 2, ""), ("net.pth > /dev/full", 2, lost)):
+        ended = subprocess.run(
+            f"{script} {command}", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
