@@ -338,9 +338,10 @@ def _check_places(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     folders: set[tuple[str, ...]] = {()}
     for info in members:
         place = PurePosixPath(info.filename.replace("\\", "/")).parts
-        if len(place) > MOST_FOLDERS:
+        depth = len(place) - 1
+        if depth > MOST_FOLDERS:
             member = shortened(repr(info.filename))
-            raise UserError(f"{archive}: not unpacked because its member {member} is in {len(place)} folders")
+            raise UserError(f"{archive}: not unpacked because its member {member} is in {depth} folders")
         folders.update(place[:depth] for depth in range(1, len(place)))
         if info.filename.endswith("/"):  # is_dir fails without a name
             folders.add(place)

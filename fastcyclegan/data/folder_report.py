@@ -186,9 +186,17 @@ def _counted(names: Iterable[str]) -> str:
 
 
 def equal_files(group: Group) -> str:
-    """Return one line that names the first files of ``group``, and the number of the others."""
-    named = " = ".join(f"{path} ({name})" for name, path in group[:NAMED])
+    """Return one line that names some files of ``group``, from each of its folders, and counts the others."""
     rest = len(group) - NAMED
-    if rest > 0:
-        named += f" and {rest:,} more"
-    return named
+    if rest <= 0:
+        return _joined(group)
+    places: Counter[str] = Counter()
+    order = []
+    for name, path in group:
+        order.append((places[name], name, path))
+        places[name] += 1
+    return f"{_joined([(name, path) for _, name, path in sorted(order)[:NAMED]])} and {rest:,} more"
+
+
+def _joined(group: Group) -> str:
+    return " = ".join(f"{path} ({name})" for name, path in group)

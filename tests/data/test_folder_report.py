@@ -34,6 +34,6 @@ def test_duplicates_have_equal_pixels_and_shapes(tmp_path: Path) -> None:
 def test_only_the_first_of_many_equal_files_are_named() -> None:
     group = [("trainA", f"{n}.png") for n in range(1, 1240)]
     assert equal_files(group[:2]) == "1.png (trainA) = 2.png (trainA)"
-    expected = " = ".join(f"{n}.png (trainA)" for n in range(1, 6))
-    assert equal_files(group[:5]) == expected
-    assert equal_files(group) == f"{expected} and 1,234 more"
+    first, others = group[0], [*group[1:4], ("trainB", "x.png")]
+    expected = " = ".join(f"{path} ({name})" for name, path in (first, others[-1], *others[:-1]))
+    assert equal_files([*group, others[-1]]) == f"{expected} and 1,235 more"
