@@ -145,7 +145,7 @@ def as_interrupts() -> Generator[Requests]:
 
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
-            if signal.getsignal(getattr(signal, name, signal.SIGINT)) is signal.SIG_DFL:
+            if hasattr(signal, name) and signal.getsignal(signal.Signals[name]) is signal.SIG_DFL:
                 handlers.install(name, interrupt)
     try:
         yield requests
