@@ -123,7 +123,9 @@ class Budget:
         text = f"it needs about {self.needed(1, height, width) / 2**30:.1f} GiB"
         available = available_memory()
         if available is not None:
-            text += f", and {available / 2**30:.1f} GiB are free"
+            limits = [available, _free_addresses()]
+            free = min(limit for limit in limits if limit is not None)
+            text += f", and {free / 2**30:.1f} GiB are free"
         return text
 
 
@@ -138,16 +140,19 @@ def available_memory() -> int | None:
     """Return the bytes that this process can use before the kernel ends it, or None if this is not Linux."""
     if sys.platform != "linux":
         return None
-    limits = [
-        free_memory(torch.device("cpu")) + _free_swap(),
-        group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")),
-        _free_addresses(),
-    ]
-    return min(limit for limit in limits if limit is not None)
+    available = free_memory(torch.device("cpu")) + _free_swap()
+    room = group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    if room is None:
+        return available
+    return min(available, room)
 
 
 def _free_addresses() -> int | None:
-    """Return the bytes that this process can still map, or None if that is not limited (ulimit -v)."""
+    """Return the bytes that this process can still map, or None if that is not limited (ulimit -v).
+
+    Work is not refused for this limit, because the process gets an error if it needs more, and can use again
+    what it has mapped.
+    """
     import resource  # Windows lacks it
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
