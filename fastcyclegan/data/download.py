@@ -80,7 +80,7 @@ DATASETS = {
 }
 ELSEWHERE = {"cityscapes": "its licence forbids redistribution; get it from cityscapes-dataset.com"}
 
-# A dataset needs three. Python's own functions for folders fail at some hundreds.
+# A dataset needs three. Python's own functions for folders are recursive.
 MOST_FOLDERS = 50
 
 Log = Callable[[str], None]

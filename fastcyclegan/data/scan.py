@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -176,13 +177,13 @@ def dark_images(folder: Path, files: Iterable[Checked]) -> str:
     return f"warning: {folder}: {dark_values(images, max(levels))}"
 
 
-def _identity(path: Path) -> object:
+def identity(path: Path) -> object:
     """Return what identifies the file at ``path``, even if it can be reached by several paths."""
-    try:
+    with contextlib.suppress(OSError):  # it does not exist, or cannot be read, which reading it will tell
         status = path.stat()
-    except OSError:  # it has just gone; reading it will tell
-        return path.absolute()
-    return status.st_dev, status.st_ino
+        if status.st_ino:  # some network disks number no files
+            return status.st_dev, status.st_ino
+    return os.path.realpath(path)
 
 
 def shared_images(folders: Mapping[str, Path], paths: Mapping[str, Sequence[Path]]) -> str:
@@ -191,7 +192,7 @@ def shared_images(folders: Mapping[str, Path], paths: Mapping[str, Sequence[Path
     ``folders`` and ``paths`` contain the folder and the images of each of two domains, by name. Links to a
     file are that file, but copies are not.
     """
-    (a, in_a), (b, in_b) = [(name, set(map(_identity, paths[name]))) for name in folders]
+    (a, in_a), (b, in_b) = [(name, set(map(identity, paths[name]))) for name in folders]
     count = len(in_a & in_b)
     if not count:
         return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastcyclegan.data.image_file import FORMATS
-from fastcyclegan.data.scan import Found, find_files, no_images
+from fastcyclegan.data.scan import Found, find_files, identity, no_images
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import partial_of
 
@@ -191,23 +191,14 @@ def _in_folder(root: Path, sources: Sequence[Path], output: Path, grid: bool) ->
     return Plan(outputs, grid_file)
 
 
-def _identities(path: Path) -> set[object]:
-    """Return what identifies the file at ``path``, even if it can be spelled in several ways."""
-    try:
-        status = path.stat()
-    except OSError:  # it does not exist yet, or cannot be read, which is reported when it is read
-        return {_real(path)}
-    return {_real(path), (status.st_dev, status.st_ino)}
-
-
 def _check(plan: Plan) -> None:
     """Raise UserError if a file of ``plan`` cannot be written, or must not be."""
-    inputs = {identity for output in plan.outputs for identity in _identities(output.source)}
+    inputs = {identity(output.source) for output in plan.outputs}
     files = [(output.target, f"the translation of {output.source}") for output in plan.outputs]
     if plan.grid is not None:
         files.append((plan.grid, "the grid"))
     for target, content in files:
-        if _identities(target) & inputs:
+        if identity(target) in inputs:
             raise UserError(f"{target} is one of the input images: choose another --output")
         if target.is_dir():
             raise UserError(f"{target}: a folder, where {content} must be written: choose another --output")

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resets the peak
 CPU = torch.device("cpu")
 MIB = 2**20
 SECONDS = 5.0
-"""Maximum time per file. The most that Pillow decodes, 179 Mpx, takes 2.3 s; doubled for slow machines."""
+"""Maximum processor time per file. The most that Pillow decodes, 179 Mpx, takes 2.3 s; doubled."""
 FILE_BYTES = 64 * MIB
 """Maximum memory per file besides its pixels: a file has at most 20 KB, and deflate expands it 1000 times."""
 PIXEL_BYTES = 12

@@ -231,3 +231,16 @@ def test_reports_a_folder_without_usable_images(dataset: Path) -> None:
         path.write_bytes(b"no")
     with pytest.raises(UserError, match="trainA: contains no usable images"):
         find(DataConfig(dataroot=dataset, skip_bad_images=True))
+
+
+def test_files_of_a_disk_without_numbers_are_identified_by_their_paths(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = list_images(dataset / "trainA")[:2]
+    link = dataset / "link.png"
+    link.symlink_to(one)
+    assert scan.identity(link) == scan.identity(one) != scan.identity(other)
+    status = one.stat()
+    unnumbered = os.stat_result((status.st_mode, 0, *status[2:]))
+    monkeypatch.setattr(Path, "stat", lambda path: unnumbered)
+    assert scan.identity(link) == scan.identity(one) != scan.identity(other)
