@@ -131,21 +131,23 @@ def nothing_to_save() -> Generator[None]:
 
 @contextlib.contextmanager
 def as_interrupts() -> Generator[Requests]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT does, to clean up.
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, to clean up.
 
-    ``stop`` of the requests becomes the number of the signal. A second one is handled as before the block,
-    which by default ends the process at once. Handlers that the caller has set are left alone.
+    ``stop`` of the requests becomes the number of the signal. A second one ends the process at once. Handlers
+    that the caller has set are left alone.
     """
     requests, handlers = Requests(), _Handlers()
 
     def interrupt(number: int, _: FrameType | None) -> None:
         requests.stop = number
-        handlers.restore()
+        for installed in handlers.before:
+            signal.signal(installed, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            if hasattr(signal, name) and signal.getsignal(signal.Signals[name]) is signal.SIG_DFL:
+        defaults = (signal.SIG_DFL, signal.default_int_handler)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(signal.Signals[name]) in defaults:
                 handlers.install(name, interrupt)
     try:
         yield requests

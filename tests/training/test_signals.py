@@ -153,17 +153,27 @@ def test_signals_where_there_is_nothing_to_save() -> None:
         assert pool.submit(nothing_to_save().__enter__).result() is None
 
 
-def test_signals_that_interrupt() -> None:
-    """Only default handlers are replaced, and they are there again for a second signal and afterwards."""
-    with default_handler(signal.SIGTERM) as sigterm, default_handler(signal.SIGHUP):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_interrupts(number: signal.Signals) -> None:
+    """Afterwards, its handler is the default one again. A second signal ends the process in any case."""
+    with contextlib.ExitStack() as stack:
+        names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {name: stack.enter_context(default_handler(name)) for name in names}
         with as_interrupts() as requests:
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGTERM)
-            assert requests.stop == signal.SIGTERM
-            assert signal.getsignal(signal.SIGTERM) is sigterm
-        assert signal.getsignal(signal.SIGTERM) is sigterm
+                signal.raise_signal(number)
+            assert requests.stop == number
+            assert {signal.getsignal(name) for name in names} == {signal.SIG_DFL}
+        assert {name: signal.getsignal(name) for name in names} == handlers
+
+
+def test_signals_that_are_handled_or_ignored_already_do_not_interrupt() -> None:
+    with default_handler(signal.SIGTERM), default_handler(signal.SIGHUP):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, print)
+        with as_interrupts():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is print
     with ThreadPoolExecutor() as pool:
         assert pool.submit(as_interrupts().__enter__).result().stop is None
 
