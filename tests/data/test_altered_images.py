@@ -37,7 +37,8 @@ from fastcyclegan.data.scan import list_images
 from fastcyclegan.inference.outputs import plan_outputs
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.nn.networks import Generator
-from tests.data.altered_images import altered, originals, puzzles
+from tests.data.altered_images import altered
+from tests.data.encoded_images import originals, puzzles
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resets the peak of memory through /proc")
 
