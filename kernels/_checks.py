@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dispatch import is_autocast_on
+
 
 def check_pixels(x: Tensor) -> None:
     """Raise ValueError, with torch's message, for images of one pixel, which have no variance."""
@@ -46,8 +48,7 @@ def check_weights(op: str, name: str, x: Tensor, weights: Sequence[Tensor]) -> N
 
     They must be P weights [O, C, k, k] of the same shape and dtype, with k odd and N a multiple of P.
     """
-    if x.dim() != 4:
-        raise ValueError(f"{op}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
+    check_images(op, x)
     if not weights:
         raise ValueError(f"{op}: {name} must be a weight or a non-empty list of weights, got an empty list")
     first = weights[0]
@@ -125,11 +126,9 @@ def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
     """Raise ValueError unless x can be padded by reflection and is then large enough for the kernel.
 
     ``padding`` must be less than the height and width of x, and the padded x must be no smaller than the
-    kernel, whose size is ``kernel``. Raises TypeError if ``padding`` is not an integer.
+    kernel, whose size is ``kernel``.
     """
     size = min(x.shape[2:])
-    if not isinstance(padding, int):
-        raise TypeError(f"{op}: padding must be an integer, got {type(padding).__name__}")
     if not 0 <= padding < max(size, 1):
         raise ValueError(
             f"{op}: padding must be at least 0 and less than the height and width of x, got padding"
@@ -142,12 +141,25 @@ def check_padding(op: str, x: Tensor, padding: int, kernel: int) -> None:
         )
 
 
+def check_integer(op: str, name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is an integer."""
+    if not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+
+
 def check_tensor(op: str, x: Any) -> None:
     """Raise TypeError unless x is a floating-point tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{op}: x must be floating point, got {x.dtype}")
+
+
+def check_images(op: str, x: Any) -> None:
+    """Raise TypeError unless x is a floating-point tensor, and ValueError unless it is [N, C, H, W]."""
+    check_tensor(op, x)
+    if x.dim() != 4:
+        raise ValueError(f"{op}: x must be [N, C, H, W], got shape {tuple(x.shape)}")
 
 
 def tensors_of(op: str, name: str, value: Any) -> list[Tensor]:
@@ -185,10 +197,9 @@ def under_autocast(x: Tensor, *lists: list[Tensor]) -> tuple[Any, ...]:
     Nothing is cast if autocast is off or x is fp64. The fp32 tensors in ``lists`` stay fp32, because the
     operators round them on each use.
     """
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if not is_autocast_on(x) or x.dtype == torch.float64:
         return (x, *lists)
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return (x.to(dtype), *([_in_autocast(t, dtype) for t in tensors] for tensors in lists))
 
 

@@ -107,10 +107,14 @@ class DryObserver(Observer, Protocol):
 
 
 class _Local(threading.local):
-    """The observers of one thread's dry runs, innermost last. Other threads launch kernels as usual."""
+    """What belongs to one thread: its dry runs' observers, innermost last, and how many kernels it is inside.
+
+    Other threads launch kernels as usual.
+    """
 
     def __init__(self) -> None:
         self.dry: list[DryObserver] = []
+        self.depth = 0
 
 
 _observers: list[Observer] = []
@@ -182,25 +186,26 @@ def observe_dry(observer: DryObserver) -> Iterator[None]:
         _local.dry.remove(observer)
 
 
-_depth = 0
+# Triton's interpreter replaces functions of Triton while it runs, so one thread at a time can use it.
+_interpreter = threading.RLock()
 
 
 def inside() -> bool:
-    """Return whether a kernel is being interpreted at this moment.
+    """Return whether this thread interprets a kernel at this moment.
 
     While this is true, PyTorch operators are called by the interpreter itself.
     """
-    return _depth > 0
+    return _local.depth > 0
 
 
 @contextlib.contextmanager
 def _inside() -> Iterator[None]:
-    global _depth
-    _depth += 1
-    try:
-        yield
-    finally:
-        _depth -= 1
+    with _interpreter:
+        _local.depth += 1
+        try:
+            yield
+        finally:
+            _local.depth -= 1
 
 
 def chip(device: torch.device) -> Chip:

@@ -96,6 +96,12 @@ def _is_transformed() -> bool:
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def is_autocast_on(x: Tensor) -> bool:
+    """Return whether autocast is on for the device of x; some devices, such as meta, have none."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
     """Return the implementation that computes ``op`` on ``x``: "triton" or "reference".
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_device, check_pixels, check_vectors
+from ._checks import check_device, check_pixels, check_tensor, check_vectors
 from ._layout import dense, like
 from ._norm import Norm, empty_statistics
 from ._operator import operator, refuse_double_backward
@@ -45,7 +45,11 @@ def instance_norm_ref(
     16-bit input is computed in fp32 and rounded once.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    var, mean = torch.var_mean(wide, dim=list(range(2, x.dim())), correction=0, keepdim=True)
+    pixels = list(range(2, x.dim()))
+    if x.shape[0] > 0:
+        var, mean = torch.var_mean(wide, dim=pixels, correction=0, keepdim=True)
+    else:  # an empty batch, for which torch warns
+        var = mean = wide.sum(pixels, keepdim=True)
     per_channel = [1, -1] + [1] * (x.dim() - 2)
     y = (wide - mean) * torch.rsqrt(var + eps)
     if weight is not None:
@@ -64,9 +68,47 @@ def instance_norm_ref(
 # --- Operators ----------------------------------------------------------------------------------------------
 
 
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
+    if x.dim() not in (3, 4, 5):
+        raise ValueError(
+            f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}"
+        )
+    if act not in ACTS:
+        raise ValueError(f"instance_norm: act must be one of {', '.join(ACTS)}, got {act!r}")
+    check_pixels(x)
+    if x.numel() == 0 and x.shape[0] > 0:
+        raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
+    check_vectors("instance_norm", x, weight, bias)
+    if residual is not None:
+        _check_residual(residual, x)
+
+
+def _check_residual(residual: Tensor, x: Tensor) -> None:
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
+        )
+    if residual.dtype != x.dtype:
+        raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
+    check_device("instance_norm", "residual", residual, x)
+
+
+def _check_call(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    act: str,
+    slope: float,
+) -> None:
+    _check(x, weight, bias, residual, act)
+
+
 @operator(
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope, bool"
-    " required) -> (Tensor, Tensor, Tensor)"
+    " required) -> (Tensor, Tensor, Tensor)",
+    _check_call,
 )
 def instance_norm_fwd(
     x: Tensor,
@@ -85,7 +127,9 @@ def instance_norm_fwd(
 
 
 @instance_norm_fwd.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, _ = others
+    _check_call(x, *arguments)
     return torch.empty_like(x), *empty_statistics(x)
 
 
@@ -159,33 +203,6 @@ instance_norm_bwd.register_autograd(refuse_double_backward("instance_norm"))
 # --- The public function ------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
-    if x.dim() not in (3, 4, 5):
-        raise ValueError(
-            f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"instance_norm: x must be floating point, got {x.dtype}")
-    if act not in ACTS:
-        raise ValueError(f"instance_norm: act must be one of {', '.join(ACTS)}, got {act!r}")
-    check_pixels(x)
-    if x.numel() == 0 and x.shape[0] > 0:
-        raise ValueError(f"instance_norm: x must have channels and pixels, got shape {tuple(x.shape)}")
-    check_vectors("instance_norm", x, weight, bias)
-    if residual is not None:
-        _check_residual(residual, x)
-
-
-def _check_residual(residual: Tensor, x: Tensor) -> None:
-    if residual.shape != x.shape:
-        raise ValueError(
-            f"instance_norm: residual must have the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
-        )
-    if residual.dtype != x.dtype:
-        raise TypeError(f"instance_norm: residual must have the dtype of x, {x.dtype}, got {residual.dtype}")
-    check_device("instance_norm", "residual", residual, x)
-
-
 def instance_norm(
     x: Tensor,
     weight: Tensor | None = None,
@@ -217,8 +234,9 @@ def instance_norm(
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
     Stylization", 2016.
     """
-    _check(x, weight, bias, residual, act)
+    check_tensor("instance_norm", x)
     if resolve_impl("instance_norm", impl, x) == "reference":
+        _check(x, weight, bias, residual, act)
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
     y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(
         dense(x), weight, bias, residual, eps, act, slope, impl == "triton"

@@ -95,6 +95,8 @@ def forward(
     view = View.of(x)
     y = empty_bordered(x, border)
     mean, rstd = empty_statistics(x)
+    if x.numel() == 0:  # an empty batch, whose images may have no pixels
+        return y, mean, rstd
     small = small_config(view) if border == 0 else None
     if small is None:
         apply(x, moments(x), (y, mean, rstd), norm, residual, border)
@@ -174,6 +176,8 @@ def backward(
     if dx is None:
         dx = x.new_empty(packed_shape(x)) if extras.margins else torch.empty_like(x)
     total = x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
+    if x.numel() == 0:
+        return dx, total
     inputs = (dy, x, norm.weight, norm.bias, mean, rstd)
     small = small_config(view) if extras.y is None and not any(extras.key) else None
     if small is None:

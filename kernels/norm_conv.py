@@ -35,10 +35,24 @@ ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def _check_call(*arguments: Any) -> None:
+    call = NormConvCall.of(*arguments)
+    x, border = call.x, call.border
+    if call.normed:
+        check_pixels(x)
+        check_vectors("norm_conv", x, call.norm.weight, call.norm.bias)
+    if border >= min(x.shape[2:]):
+        raise ValueError(
+            f"norm_conv: border must be less than the height and width of x, got border {border} and x of"
+            f" shape {tuple(x.shape)}"
+        )
+
+
 @operator(
     "(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm, float eps,"
     f" str act, float slope, int border, bool recompute, {_CONV}, bool required)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_call,
 )
 def norm_conv_fwd(
     x: Tensor,
@@ -82,6 +96,7 @@ def forward(call: NormConvCall) -> Four:
 @norm_conv_fwd.register_fake
 def _(*flat: Any) -> Four:
     *arguments, _ = flat
+    _check_call(*arguments)
     call = NormConvCall.of(*arguments)
     x, (N, C, H, W) = call.x, call.x.shape
     y = empty_channels_last(x, (N, C, H + 2 * call.border, W + 2 * call.border))
@@ -251,14 +266,6 @@ def norm_conv(
     Raises ValueError if the border is not less than H and W, if a single pixel is to be normalised, or if the
     norm has a different number of channels than x.
     """
-    if norm:
-        check_pixels(x)
-        check_vectors("norm_conv", x, norm_weight, norm_bias)
-    if border >= min(x.shape[2:]):
-        raise ValueError(
-            f"norm_conv: border must be less than the height and width of x, got border {border} and x of"
-            f" shape {tuple(x.shape)}"
-        )
     tensors = (x, norm_weight, norm_bias, weight, bias)
     options = (norm, eps, act, slope, border, recompute)
     return torch.ops.fastcyclegan.norm_conv_fwd(*tensors, *options, *conv, required)[0]

@@ -30,9 +30,10 @@ from ._calls import ReflectConvCall, ReflectConvSaved
 from ._checks import (
     biases_of,
     check_biases,
+    check_images,
+    check_integer,
     check_padding,
     check_pixels,
-    check_tensor,
     check_vectors,
     check_weights,
     tensors_of,
@@ -70,10 +71,25 @@ def reflect_conv2d_ref(
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], padding: int) -> None:
+    check_weights("reflect_conv2d", "weight", x, weights)
+    check_padding("reflect_conv2d", x, padding, weights[0].shape[2])
+    check_biases("reflect_conv2d", x, biases, weights)
+
+
+def _check_call(*arguments: Any) -> None:
+    call = ReflectConvCall.of(*arguments)
+    _check(call.x, call.weight, call.bias, call.padding)
+    if call.normed:
+        check_pixels(call.x)
+        check_vectors("reflect_conv2d", call.x, call.norm.weight, call.norm.bias)
+
+
 @operator(
     "(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor[] weight, Tensor[] bias, bool norm, float eps,"
     " str act, float slope, int padding, bool tanh, bool recompute, bool required)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_call,
 )
 def reflect_conv_fwd(
     x: Tensor,
@@ -126,6 +142,7 @@ def forward(call: ReflectConvCall) -> Four:
 @reflect_conv_fwd.register_fake
 def _(*flat: Any) -> Four:
     *arguments, _ = flat
+    _check_call(*arguments)
     call = ReflectConvCall.of(*arguments)
     x, weight = call.x, call.weight[0]
     N, C, H, W = x.shape
@@ -311,14 +328,13 @@ def reflect_conv2d(
     Raises ValueError for an invalid shape, padding, device or impl, TypeError for an unsupported dtype, and
     RuntimeError in a double backward through the kernels.
     """
-    check_tensor("reflect_conv2d", x)
+    check_images("reflect_conv2d", x)
     weights = tensors_of("reflect_conv2d", "weight", weight)
     biases = biases_of("reflect_conv2d", bias, len(weights))
+    check_integer("reflect_conv2d", "padding", padding)
     x, weights, biases = under_autocast(x, weights, biases)
-    check_weights("reflect_conv2d", "weight", x, weights)
-    check_padding("reflect_conv2d", x, padding, weights[0].shape[2])
-    check_biases("reflect_conv2d", x, biases, weights)
     if resolve_impl("reflect_conv2d", impl, x) == "reference":
+        _check(x, weights, biases, padding)
         return reflect_conv2d_ref(x, weights, biases if biases else None, padding=padding)
     return reflect_conv(x, weights, biases, padding=padding, required=impl == "triton")
 
@@ -341,15 +357,12 @@ def reflect_conv(
 ) -> Tensor:
     """Compute ``reflect_conv2d`` of act(IN(x)), or of x if ``norm`` is false, with the kernels.
 
-    This function is internal to the package; see the module docstring. x: [N, C, H, W] in channels_last. If
+    This function is internal to the package; see the module docstring. x: [N, C, H, W]; channels_last memory
+    is read directly. ``weight`` and ``bias`` are lists, and their tensors are as in ``reflect_conv2d``. If
     ``tanh`` is true, the tanh of the convolution is returned, in fp32. If ``recompute`` is true, the backward
     recomputes y; otherwise y is saved. If ``required`` is true, a kernel that fails raises KernelError;
-    if it is false, PyTorch computes the result instead.
+    if it is false, PyTorch computes the result instead. Raises as ``reflect_conv2d`` does.
     """
-    if norm:
-        check_pixels(x)
-        check_vectors("reflect_conv", x, norm_weight, norm_bias)
-    check_padding("reflect_conv", x, padding, weight[0].shape[2])
     options = (norm, eps, act, slope, padding, tanh, recompute, required)
     return torch.ops.fastcyclegan.reflect_conv_fwd(
         channels_last(x), norm_weight, norm_bias, list(weight), list(bias), *options

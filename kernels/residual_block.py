@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from ._calls import ResidualBlockSaved
-from ._checks import check_padding, check_pixels, check_tensor, check_weights, tensors_of, under_autocast
+from ._checks import check_images, check_padding, check_pixels, check_weights, tensors_of, under_autocast
 from ._fallback import backward_in_place
 from ._layout import channels_last, empty_result
 from ._norm import Norm, empty_statistics
@@ -60,9 +60,37 @@ def residual_block_ref(
     return instance_norm_ref(reflect_conv2d_ref(y, weight2, padding=1), eps=eps, residual=x)
 
 
+def _check_weights(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    for name, weights in (("weight1", first), ("weight2", second)):
+        check_weights("residual_block", name, x, weights)
+        C = x.shape[1]
+        if weights[0].shape != (C, C, 3, 3):
+            raise ValueError(
+                f"residual_block: {name} must be {[C, C, 3, 3]} for x with {C} channels, got"
+                f" {list(weights[0].shape)}"
+            )
+    if len(first) != len(second):
+        raise ValueError(
+            "residual_block: weight1 and weight2 must have the same number of weights, got"
+            f" {len(first)} and {len(second)}"
+        )
+    if first[0].dtype != second[0].dtype:
+        raise TypeError(
+            f"residual_block: weight1 and weight2 must have the same dtype, got {first[0].dtype} and"
+            f" {second[0].dtype}"
+        )
+
+
+def _check(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], eps: float) -> None:
+    _check_weights(x, first, second)
+    check_padding("residual_block", x, 1, 3)
+    check_pixels(x)
+
+
 @operator(
     "(Tensor x, Tensor[] weight1, Tensor[] weight2, float eps, bool required) -> (Tensor, Tensor, Tensor,"
-    " Tensor, Tensor, Tensor, Tensor)"
+    " Tensor, Tensor, Tensor, Tensor)",
+    _check,
 )
 def residual_block_fwd(
     x: Tensor, weight1: list[Tensor], weight2: list[Tensor], eps: float
@@ -87,7 +115,9 @@ def residual_block_fwd(
 
 
 @residual_block_fwd.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *arguments, _ = others
+    _check(x, *arguments)
     images = (torch.empty_like(x), torch.empty_like(x), torch.empty_like(x))
     return (*images, *empty_statistics(x), *empty_statistics(x))
 
@@ -228,27 +258,6 @@ residual_block_fwd.register_autograd(_backward, setup_context=_setup)
 residual_block_bwd.register_autograd(refuse_double_backward("residual_block"))
 
 
-def _check_weights(x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    for name, weights in (("weight1", first), ("weight2", second)):
-        check_weights("residual_block", name, x, weights)
-        C = x.shape[1]
-        if weights[0].shape != (C, C, 3, 3):
-            raise ValueError(
-                f"residual_block: {name} must be {[C, C, 3, 3]} for x with {C} channels, got"
-                f" {list(weights[0].shape)}"
-            )
-    if len(first) != len(second):
-        raise ValueError(
-            "residual_block: weight1 and weight2 must have the same number of weights, got"
-            f" {len(first)} and {len(second)}"
-        )
-    if first[0].dtype != second[0].dtype:
-        raise TypeError(
-            f"residual_block: weight1 and weight2 must have the same dtype, got {first[0].dtype} and"
-            f" {second[0].dtype}"
-        )
-
-
 def residual_block(
     x: Tensor,
     weight1: Tensor | Sequence[Tensor],
@@ -276,16 +285,14 @@ def residual_block(
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
     ECCV 2016, supplement.
     """
-    check_tensor("residual_block", x)
+    check_images("residual_block", x)
     if not isinstance(eps, (int, float)):
         raise TypeError(f"residual_block: eps must be a number, got {type(eps).__name__}")
     first = tensors_of("residual_block", "weight1", weight1)
     second = tensors_of("residual_block", "weight2", weight2)
     x, first, second = under_autocast(x, first, second)
-    _check_weights(x, first, second)
-    check_padding("residual_block", x, 1, 3)
-    check_pixels(x)
     if resolve_impl("residual_block", impl, x) == "reference":
+        _check(x, first, second, eps)
         return residual_block_ref(x, first, second, eps=eps)
     required = impl == "triton"
     return torch.ops.fastcyclegan.residual_block_fwd(channels_last(x), first, second, eps, required)[0]

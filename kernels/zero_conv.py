@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._calls import ZeroConvCall, ZeroConvSaved
-from ._checks import check_alike, check_pixels, check_tensor
+from ._checks import check_alike, check_images, check_pixels
 from ._convolution import Convolution
 from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
@@ -92,9 +92,59 @@ def serves(
 _CONV = "int stride, int padding, bool transposed"
 
 
+def _check(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    norm: bool,
+    act: str,
+    conv: Convolution,
+) -> None:
+    check_images("zero_conv", x)
+    if x.dtype not in DTYPES:
+        raise TypeError(f"zero_conv: x must be float32, bfloat16 or float16, got {x.dtype}")
+    if not weight or x.shape[0] % len(weight):
+        raise ValueError(
+            "zero_conv: the batch size must be a multiple of the number of weights, got a batch of"
+            f" {x.shape[0]} and {len(weight)} weights"
+        )
+    check_alike("zero_conv", "weight", x, weight)
+    check_alike("zero_conv", "bias", x, bias)
+    if not conv.fits(x.shape[1], weight[0].shape):
+        layout = f"[O, {x.shape[1]}, k, k]"
+        if conv.transposed:
+            layout = f"[{x.shape[1]}, O, k, k]"
+        raise ValueError(
+            f"zero_conv: weight must be {layout} with k at most 7, a stride of 1 or 2, a padding below k and"
+            f" an output_padding below the stride, got {list(weight[0].shape)}, stride {conv.stride}, padding"
+            f" {conv.padding} and output_padding {conv.output_padding}"
+        )
+    shape = conv.out_shape(x, weight[0])
+    if min(shape[2:]) < 1:
+        raise ValueError(
+            f"zero_conv: x must be large enough for the kernel, got shape {tuple(x.shape)}, for which the"
+            f" output would have shape {list(shape)}"
+        )
+    if bias and (len(bias) != len(weight) or bias[0].shape != (shape[1],)):
+        raise ValueError(
+            f"zero_conv: bias must be empty or have one tensor of shape [{shape[1]}] per weight"
+            f" ({len(weight)} in total), got {len(bias)} of shape {list(bias[0].shape)}"
+        )
+    if act not in ACTS or (act != "none" and not norm):
+        raise ValueError(f"zero_conv: act must be one of {', '.join(ACTS)} (without norm: none), got {act!r}")
+
+
+def _check_call(*arguments: Any) -> None:
+    call = ZeroConvCall.of(*arguments)
+    _check(call.x, call.weight, call.bias, call.normed, call.norm.act, call.conv)
+    if call.normed:
+        check_pixels(call.x)
+
+
 @operator(
     f"(Tensor x, Tensor[] weight, Tensor[] bias, {_CONV}, int output_padding, bool norm, float eps, str act,"
-    " float slope, bool recompute, bool required) -> (Tensor, Tensor, Tensor, Tensor)"
+    " float slope, bool recompute, bool required) -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_call,
 )
 def zero_conv_fwd(
     x: Tensor,
@@ -141,6 +191,7 @@ def forward(call: ZeroConvCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @zero_conv_fwd.register_fake
 def _(*flat: Any) -> tuple[Tensor, ...]:
     *arguments, _ = flat
+    _check_call(*arguments)
     call = ZeroConvCall.of(*arguments)
     x = call.x
     out = empty_channels_last(x, call.conv.out_shape(x, call.weight[0]))
@@ -269,50 +320,6 @@ zero_conv_bwd.register_autograd(refuse_double_backward("zero_conv"))
 # --- The function -------------------------------------------------------------------------------------------
 
 
-def _check(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    norm: bool,
-    act: str,
-    conv: Convolution,
-) -> None:
-    check_tensor("zero_conv", x)
-    if x.dtype not in DTYPES:
-        raise TypeError(f"zero_conv: x must be float32, bfloat16 or float16, got {x.dtype}")
-    if x.dim() != 4:
-        raise ValueError(f"zero_conv: x must be [N, C, H, W], got shape {tuple(x.shape)}")
-    if not weight or x.shape[0] % len(weight):
-        raise ValueError(
-            "zero_conv: the batch size must be a multiple of the number of weights, got a batch of"
-            f" {x.shape[0]} and {len(weight)} weights"
-        )
-    check_alike("zero_conv", "weight", x, weight)
-    check_alike("zero_conv", "bias", x, bias)
-    if not conv.fits(x.shape[1], weight[0].shape):
-        layout = f"[O, {x.shape[1]}, k, k]"
-        if conv.transposed:
-            layout = f"[{x.shape[1]}, O, k, k]"
-        raise ValueError(
-            f"zero_conv: weight must be {layout} with k at most 7, a stride of 1 or 2, a padding below k and"
-            f" an output_padding below the stride, got {list(weight[0].shape)}, stride {conv.stride}, padding"
-            f" {conv.padding} and output_padding {conv.output_padding}"
-        )
-    shape = conv.out_shape(x, weight[0])
-    if min(shape[2:]) < 1:
-        raise ValueError(
-            f"zero_conv: x must be large enough for the kernel, got shape {tuple(x.shape)}, for which the"
-            f" output would have shape {list(shape)}"
-        )
-    if bias and (len(bias) != len(weight) or bias[0].shape != (shape[1],)):
-        raise ValueError(
-            f"zero_conv: bias must be empty or have one tensor of shape [{shape[1]}] per weight"
-            f" ({len(weight)} in total), got {len(bias)} of shape {list(bias[0].shape)}"
-        )
-    if act not in ACTS or (act != "none" and not norm):
-        raise ValueError(f"zero_conv: act must be one of {', '.join(ACTS)} (without norm: none), got {act!r}")
-
-
 def zero_conv(
     x: Tensor,
     weight: Sequence[Tensor],
@@ -340,9 +347,7 @@ def zero_conv(
     Raises ValueError for an invalid shape or option and TypeError for an unsupported dtype; the message names
     the argument.
     """
-    _check(x, weight, bias, norm, act, Convolution(stride, padding, transposed, output_padding))
-    if norm:
-        check_pixels(x)
+    check_images("zero_conv", x)
     tensors = (channels_last(x), list(weight), list(bias))
     conv = (stride, padding, transposed, output_padding)
     options = (norm, eps, act, slope, recompute, required)

@@ -1,6 +1,7 @@
-"""Check whether a kernel may compute a layer in place of the layer's own forward.
+"""Check a network's input, and whether a kernel may compute a layer in place of the layer's own forward.
 
-This is allowed if the layer is exactly of a known class, uses the forward of that class, and has no hooks.
+The latter is allowed if the layer is exactly of a known class, uses the forward of that class, and has no
+hooks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastcyclegan import reference
+from fastcyclegan.kernels.dispatch import is_autocast_on
 
 
 def untouched(layer: nn.Module | None, *kinds: type[nn.Module]) -> bool:
@@ -60,9 +62,45 @@ def border_of(layer: Any, following: nn.Module | None) -> int:
     return border
 
 
+def require_images(network: nn.Module, layers: nn.Module, x: Any) -> None:
+    """Raise TypeError or ValueError unless x can be the input of ``network``, which starts with ``layers``.
+
+    x must be a floating-point tensor [N, C, H, W] or [C, H, W] with the channels that the first convolution
+    takes. If another layer than the official one comes first, that layer checks its input itself. While
+    torch.jit.trace runs, nothing is checked here: a trace would warn, and not contain the check.
+    """
+    if torch.jit.is_tracing():
+        return
+    name = type(network).__name__
+    if not isinstance(x, Tensor):
+        if hasattr(type(x), "__torch_function__"):  # a stand-in for a tensor, such as that of torch.fx
+            return
+        raise TypeError(f"{name}: x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: x must be floating point, got {x.dtype}")
+    channels = _channels_of(layers)
+    if channels is None:
+        return
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(
+            f"{name}: x must be [N, {channels}, H, W] or [{channels}, H, W], got shape {tuple(x.shape)}"
+        )
+
+
+def _channels_of(layers: nn.Module) -> int | None:
+    """Return how many channels the first convolution of ``layers`` takes, or None if that is not known."""
+    if has_hooks(layers):
+        return None
+    for layer in layers.children():
+        if isinstance(layer, nn.Conv2d) and untouched(layer, nn.Conv2d):
+            return layer.weight.shape[1] * layer.groups
+        if not untouched(layer, nn.ReflectionPad2d):
+            return None
+    return None
+
+
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """Return the dtype in which to convolve ``x``: autocast's if autocast is on, otherwise the weight's."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    if is_autocast_on(x):
+        return torch.get_autocast_dtype(x.device.type)
     return weight.dtype

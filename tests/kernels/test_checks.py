@@ -262,3 +262,21 @@ def test_zero_conv_reports_bad_input(
     positional = arguments if len(arguments) == 3 else (*arguments, [])
     with pytest.raises(error, match=message):
         zero_conv(*positional, **{"stride": 2, "padding": 1, **options})
+
+
+def test_operators_check_their_own_arguments() -> None:
+    """Networks and saved traces call the operators directly, and kernels read x by the weight's shape."""
+    ops, x = torch.ops.fastcyclegan, torch.zeros(1, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    weight, norm = torch.zeros(5, 3, 3, 3), (False, 1e-5, "none", 0.0)
+    conv = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    for inputs, w in ((x, weight), (x.to("meta"), weight.to("meta"))):
+        with pytest.raises(ValueError, match=r"weight must be \[O, 4, k, k\] for x with 4 channels"):
+            ops.reflect_conv_fwd(inputs, None, None, [w], [], *norm, 1, False, True, True)
+        with pytest.raises(ValueError, match=r"zero_conv: weight must be \[O, 4, k, k\]"):
+            ops.zero_conv_fwd(inputs, [w], [], 1, 1, False, 0, *norm, True, True)
+        with pytest.raises(ValueError, match=r"weight1 must be \[O, 4, k, k\]"):
+            ops.residual_block_fwd(inputs, [w], [w], 1e-5, True)
+        with pytest.raises(ValueError, match=r"weight must be \[4\], one number per channel"):
+            ops.instance_norm_fwd(inputs, w[0, :, 0, 0], None, None, 1e-5, "none", 0.0, True)
+        with pytest.raises(ValueError, match="border must be less than the height and width"):
+            ops.norm_conv_fwd(inputs, None, None, w, None, *norm, 8, True, *conv, True)
