@@ -26,7 +26,7 @@ from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, compiled, copies
 from bench.timing import Entrant, Race, builders_of, clock, rotations
 from fastcyclegan.kernels import instance_norm, instance_norm_ref
-from fastcyclegan.reference import ContiguousGradient
+from fastcyclegan.reference import contiguous_gradient
 
 # The most informative first: larger than L2, then the residual blocks, then the rest of the generator, the
 # discriminator and the U-Net.
@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 
 
 def eager(x: Tensor) -> Tensor:
-    return ContiguousGradient.apply(F.relu(F.instance_norm(x)))
+    return contiguous_gradient(F.relu(F.instance_norm(x)))
 
 
 def entrant(provider: str, case: Case, moved: int, fault: bool) -> Entrant:

@@ -41,40 +41,13 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 # --- Networks -----------------------------------------------------------------------------------------------
 
 
-class ContiguousGradient(torch.autograd.Function):
-    """The identity function. Its backward makes the gradient contiguous in NCHW memory.
-
-    It supports the transforms of torch.func.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> Tensor:
-        return grad.contiguous()
-
-
-class _ContiguousGradientAndTangent(ContiguousGradient):
-    """``ContiguousGradient`` with forward-mode differentiation, which torch.compile does not support."""
-
-    @staticmethod
-    def jvp(ctx: object, tangent: Tensor) -> Tensor:
-        return tangent.view_as(tangent)
-
-
 def contiguous_gradient(x: Tensor) -> Tensor:
-    """Return ``x`` unchanged, and make its gradient contiguous in NCHW memory."""
-    kind = ContiguousGradient if torch.compiler.is_compiling() else _ContiguousGradientAndTangent
-    y: Tensor = kind.apply(x)
-    return y
+    """Return ``x`` unchanged, and make its gradient contiguous in NCHW memory.
+
+    The gradient passes through one dimension, so autograd brings it into this order. Views alone do this, and
+    not a function of our own, so the result can be changed in place, exported, traced and scripted.
+    """
+    return x.flatten().view(x.shape)
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
@@ -85,8 +58,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     memory layout.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return contiguous_gradient(super().forward(x))
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        use_input = self.training or not self.track_running_stats
+        momentum = 0.0 if self.momentum is None else self.momentum
+        y = F.instance_norm(input, mean, var, self.weight, self.bias, use_input, momentum, self.eps)
+        return contiguous_gradient(y)
 
 
 def norm_layer(norm: Norm, channels: int, affine: bool = False) -> nn.Module:
@@ -123,7 +100,7 @@ class ResizeConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(F.interpolate(x, scale_factor=2, mode="nearest"), (1, 1, 1, 1), mode="reflect")
+        x = F.pad(F.interpolate(x, scale_factor=2.0, mode="nearest"), (1, 1, 1, 1), mode="reflect")
         return F.conv2d(x, self.weight, self.bias)
 
 

@@ -8,19 +8,28 @@ torch's own errors.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.kernels import instance_norm, reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_of
-from fastcyclegan.kernels.dispatch import resolve_impl
+from fastcyclegan.kernels.dispatch import is_autocast_on, resolve_impl
 from fastcyclegan.kernels.norm_conv import ConvArgs, norm_conv
 from fastcyclegan.nn.layer_checks import compute_dtype
 from fastcyclegan.nn.layers import InstanceNormAct
-from fastcyclegan.reference import ContiguousGradient
+from fastcyclegan.reference import contiguous_gradient
 
 STRIDE_1: ConvArgs = ([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+
+
+def _refuse_scripting() -> NoReturn:
+    raise ValueError(
+        "torch.jit.script does not support an accelerated network: call undo() of accelerate's report, or use"
+        " torch.jit.trace"
+    )
 
 
 class _FusedInstanceNorm(InstanceNormAct):
@@ -36,6 +45,9 @@ class _FusedInstanceNorm(InstanceNormAct):
     def _get_name(self) -> str:
         # Torch's name, for code that recognises layers by their repr.
         return type(self).__name__.removeprefix("Fused")
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_scripting()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         # Torch's forward checks the input, adds N if it is missing, and calls _apply_instance_norm.
@@ -54,26 +66,12 @@ class _FusedInstanceNorm(InstanceNormAct):
             return instance_norm(
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl="reference"
             )
-        y = _with_contiguous_gradient(super()._apply_instance_norm(input))
+        y = contiguous_gradient(super()._apply_instance_norm(input))
         if self.act == "relu":
             return F.relu(y, self.inplace)
         if self.act == "leaky_relu":
             return F.leaky_relu(y, self.slope, self.inplace)
         return y
-
-
-def _with_contiguous_gradient(y: Tensor) -> Tensor:
-    """Return y, and make sure that its gradient arrives in NCHW memory.
-
-    For a single image, torch's CPU backward misreads any other layout. ``reference.InstanceNorm2d`` has the
-    same fix, but it returns a view, which cannot be changed in place.
-    """
-    if y.device.type != "cpu" or y.shape[0] != 1 or not y.requires_grad:
-        return y
-    if torch.compiler.is_compiling():
-        return ContiguousGradient.apply(y)
-    y.register_hook(torch.Tensor.contiguous)
-    return y
 
 
 class FusedInstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
@@ -112,6 +110,9 @@ class ReflectConv2d(nn.Conv2d):
     def _get_name(self) -> str:
         return "Conv2d"
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_scripting()
+
     def forward(self, input: Tensor) -> Tensor:
         if not self._is_supported(input):
             return F.conv2d(F.pad(input, (self.border,) * 4, mode="reflect"), self.weight, self.bias)
@@ -147,7 +148,7 @@ class ReflectConv2d(nn.Conv2d):
         sides, weight = min(x.shape[-2:]), self.weight
         if self.border >= sides or sides + 2 * self.border < self.kernel_size[0]:
             return False
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and not is_autocast_on(x):
             return False
         return resolve_impl("ReflectConv2d", self.impl, x) == "triton"
 

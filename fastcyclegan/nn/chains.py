@@ -25,7 +25,7 @@ from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.kernels.residual_block import residual_block
 from fastcyclegan.nn.deferred import Deferred, Layers
 from fastcyclegan.nn.layer_checks import activation, border_of, compute_dtype, is_conv, is_norm, untouched
-from fastcyclegan.nn.layers import FloatTanh
+from fastcyclegan.nn.layers import FloatTanh, check_scriptable
 
 
 class Chain(nn.Sequential):
@@ -40,6 +40,15 @@ class Chain(nn.Sequential):
     recompute = True
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        # The condition is fixed when the network is scripted, so that only the first branch is compiled.
+        if torch.jit.is_scripting():
+            for layer in self:
+                x = layer(x)
+            return x if residual is None else residual + x
+        else:
+            return self._run(x, residual)
+
+    def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if resolve_impl("Chain", self.impl, x) == "reference":
             for layer in self:
                 x = layer(x)
@@ -50,6 +59,10 @@ class Chain(nn.Sequential):
         if x.dim() != 4:
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
         return run_chains([self], x, residual)
+
+    def __prepare_scriptable__(self) -> Chain:
+        check_scriptable(self.impl)
+        return self
 
     def __getitem__(self, index: Any) -> Any:
         item: Any = super().__getitem__(index)
@@ -73,18 +86,28 @@ def run_chains(
     """
     x = x.contiguous(memory_format=torch.channels_last)
     deferred = _without_pending(chains[0], x, cancelled, impl)
-    tanh = chains[0][-1] if isinstance(chains[0][-1], FloatTanh) else None
-    for layers, following in _positions(chains, start):
+    positions = list(_positions(chains, start))
+    last = _last_weights(positions) if cancelled is None else None
+    for index, (layers, following) in enumerate(positions):
         if layers[0] is deferred.covered:
             continue
-        if cancelled is None and (following is None or following[0] is tanh):
-            # Before the last layer, so that the result is that layer's output and can be changed in place.
-            deferred.attach_zero_gradients()
-        _step(deferred, layers, following, chains[0].recompute)
-    deferred.flush(residual)
-    if cancelled is None:
+        if index != last:
+            _step(deferred, layers, following, chains[0].recompute, deferred.cancelled)
+            continue
+        # The result of attaching must not be changed in place. Here, only operators of ours read it: the last
+        # layer with weights and, for its own biases, the norm after it.
         deferred.attach_zero_gradients()
-    return deferred.x
+        _step(deferred, layers, following, chains[0].recompute, None)
+        deferred.attach_zero_gradients()
+    return deferred.flush(residual)
+
+
+def _last_weights(positions: Sequence[tuple[Layers, Layers | None]]) -> int | None:
+    """Return the index of the last position whose convolutions are computed here, or None."""
+    for index, (layers, _) in reversed(list(enumerate(positions))):
+        if is_conv(layers[0]) or untouched(layers[0], ResidualBlock, UnetBlock):
+            return index
+    return None
 
 
 def _without_pending(
@@ -100,14 +123,21 @@ def _positions(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, La
     yield from zip(positions, [*positions[1:], None], strict=True)
 
 
-def _step(deferred: Deferred, layers: Layers, following: Layers | None, recompute: bool) -> None:
+def _step(
+    deferred: Deferred,
+    layers: Layers,
+    following: Layers | None,
+    recompute: bool,
+    cancelled: list[Tensor] | None,
+) -> None:
+    """Compute ``layers``, or defer them. See ``run_chains`` for ``cancelled``, which is for nested chains."""
     layer, act = layers[0], activation(layers[0])
     border = 0 if following is None else border_of(layer, following[0])
     if border:
         deferred.border = border
     elif is_conv(layer):
         if isinstance(layer, reference.ResizeConv2d):
-            deferred.x = F.interpolate(deferred.flush(), scale_factor=2, mode="nearest")
+            deferred.x = F.interpolate(deferred.flush(), scale_factor=2.0, mode="nearest")
             deferred.border = 1
         deferred.convolve(layers, following, recompute)
     elif is_norm(layer):
@@ -116,14 +146,16 @@ def _step(deferred: Deferred, layers: Layers, following: Layers | None, recomput
     elif act is not None and deferred.norm is not None and deferred.act == "none":
         deferred.act, deferred.slope = act
     elif untouched(layer, ResidualBlock):
-        deferred.x = _run_blocks(layers, deferred.flush(), deferred.cancelled, deferred.impl)
+        deferred.x = _run_blocks(layers, deferred.flush(), cancelled, deferred.impl)
     elif untouched(layer, UnetBlock):
-        _descend(deferred, layers, following)
+        _descend(deferred, layers, following, cancelled)
     else:
         deferred.call_layers(layers)
 
 
-def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> None:
+def _descend(
+    deferred: Deferred, blocks: Layers, following: Layers | None, cancelled: list[Tensor] | None
+) -> None:
     """Run the next level of a U-Net.
 
     The level's first LeakyReLU is fused with the norm before it, so the skip carries the activated value.
@@ -132,14 +164,14 @@ def _descend(deferred: Deferred, blocks: Layers, following: Layers | None) -> No
     act = _first_activation(blocks[0])
     before_relu = following is not None and untouched(following[0], nn.ReLU)
     if act is None or act[1] < 0 or not before_relu:
-        deferred.x = run_levels(blocks, deferred.flush(), deferred.cancelled, False, deferred.impl)
+        deferred.x = run_levels(blocks, deferred.flush(), cancelled, False, deferred.impl)
         return
     if deferred.norm is not None and deferred.act == "none":
         deferred.act, deferred.slope = act
         x = deferred.flush()
     else:
         x = F.leaky_relu(deferred.flush(), act[1])
-    deferred.x = run_levels(blocks, x, deferred.cancelled, True, deferred.impl)
+    deferred.x = run_levels(blocks, x, cancelled, True, deferred.impl)
 
 
 def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
@@ -156,6 +188,12 @@ class ResidualBlock(reference.ResidualBlock):
     sequential = Chain
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return x + self.conv_block(x)
+        else:
+            return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         chain = self.conv_block
         if not untouched(chain, Chain):
             return x + chain(x)
@@ -224,6 +262,13 @@ class UnetBlock(reference.UnetBlock):
     tanh = FloatTanh
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            y = self.model(x)
+            return y if self.outermost else torch.cat([x, y], dim=1)
+        else:
+            return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
         chain: Any = self.model
         if untouched(chain, Chain) and x.dim() == 4 and resolve_impl("UnetBlock", chain.impl, x) == "triton":
             return run_levels((self,), x, None, False, "triton")

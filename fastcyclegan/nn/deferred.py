@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastcyclegan.kernels import instance_norm
 from fastcyclegan.kernels._weight_gradients import each_weight, is_accumulating
 from fastcyclegan.kernels.backend_table import backend_of, measured
+from fastcyclegan.kernels.dispatch import is_autocast_on
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import serves, zero_conv
@@ -136,7 +137,8 @@ class Deferred:
         """Attach to x a gradient of zeros for the biases that have been left out so far."""
         biases = [b for b in self.cancelled if b.requires_grad]
         self.cancelled.clear()
-        if biases and torch.is_grad_enabled():
+        # A trace that is saved cannot contain a function of ours: there, these biases get no gradient.
+        if biases and torch.is_grad_enabled() and not torch.jit.is_tracing():
             self.x = _ZeroGradient.apply(self.x, *biases)
 
     # --- Convolutions ---------------------------------------------------------------------------------------
@@ -149,7 +151,9 @@ class Deferred:
             biases = []
         dtype = compute_dtype(self.x, conv.weight)
         # Without autocast, an image of another dtype is an error, as in PyTorch.
-        fits = self.x.dtype == dtype or torch.is_autocast_enabled(self.x.device.type)
+        fits = self.x.dtype == dtype or is_autocast_on(self.x)
+        # Weights in another 16-bit dtype are left to PyTorch, which casts them under autocast.
+        fits = fits and conv.weight.dtype in (dtype, torch.float32)
         use_kernels = self.impl == "triton" and fits
         if use_kernels and self.border and _supports_reflection(conv, self.x, dtype, len(convs)):
             self._cast(dtype)
@@ -237,7 +241,7 @@ class Deferred:
         weights = [conv.weight for conv in convs]
         options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
         self.x = reflect_conv(self.x, weights, biases, padding=self.border, tanh=tanh is not None, **options)
-        if tanh is not None and not torch.is_autocast_enabled(self.x.device.type):
+        if tanh is not None and not is_autocast_on(self.x):
             self.x = self.x.to(convs[0].weight.dtype)
         self._clear_norm()
         self.border, self.covered = 0, tanh

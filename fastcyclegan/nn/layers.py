@@ -10,8 +10,17 @@ from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
-from fastcyclegan.kernels.dispatch import check_impl
+from fastcyclegan.kernels.dispatch import check_impl, is_autocast_on
 from fastcyclegan.kernels.instance_norm import ACTS
+
+
+def check_scriptable(impl: str) -> None:
+    """Raise ValueError if ``impl`` requires the kernels: torch.jit.script uses PyTorch's own operators."""
+    if impl == "triton":
+        raise ValueError(
+            "torch.jit.script cannot use the kernels: set impl='auto' or 'reference' to script a network with"
+            " PyTorch's operators, or use torch.jit.trace"
+        )
 
 
 class FloatTanh(nn.Tanh):
@@ -24,7 +33,9 @@ class FloatTanh(nn.Tanh):
         if x.dtype not in (torch.bfloat16, torch.float16):
             return torch.tanh(x)
         y = torch.tanh(x.float())
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+        if torch.jit.is_scripting():  # where autocast has no switch that could be read
+            return y.to(x.dtype)
+        return y if is_autocast_on(x) else y.to(x.dtype)
 
 
 class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
@@ -77,7 +88,17 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
             )
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        self._check_input_dim(input)
+        if torch.jit.is_scripting():
+            return self._by_torch(input, residual)
+        else:
+            self._check_input_dim(input)
+            return self._run(input, residual)
+
+    def __prepare_scriptable__(self) -> InstanceNormAct:
+        check_scriptable(self.impl)
+        return self
+
+    def _run(self, input: Tensor, residual: Tensor | None) -> Tensor:
         if not self.track_running_stats:
             options: dict[str, Any] = {
                 "eps": self.eps,
@@ -86,6 +107,9 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
                 "impl": self.impl,
             }
             return instance_norm(input, self.weight, self.bias, residual=residual, **options)
+        return self._by_torch(input, residual)
+
+    def _by_torch(self, input: Tensor, residual: Tensor | None) -> Tensor:
         y = reference.contiguous_gradient(self._apply_instance_norm(input))
         if self.act == "relu":
             y = F.relu(y)

@@ -9,12 +9,14 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock
+from fastcyclegan.nn.layer_checks import require_images
 from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
 from fastcyclegan.reference import Norm
@@ -123,6 +125,11 @@ class Generator(reference.Generator, Pretrained):
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks}
         self.arguments = {**sizes, "norm": norm, "affine": affine, **options}
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_images(self, self.model, x)
+        return self.model(x)
+
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
 
@@ -154,6 +161,11 @@ class UnetGenerator(reference.UnetGenerator, Pretrained):
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf}
         self.arguments = {**sizes, "norm": norm, "use_dropout": use_dropout, "affine": affine}
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_images(self, self.model.model, x)
+        return self.model(x)
+
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
 
@@ -179,6 +191,11 @@ class Discriminator(reference.Discriminator):
         super().__init__(input_nc, ndf, n_layers, _in_any_layout(norm, affine), affine)
         _set_up(self, impl, recompute)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_images(self, self.model, x)
+        return self.model(x)
+
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"
 
@@ -199,6 +216,11 @@ class PixelDiscriminator(reference.PixelDiscriminator):
     ) -> None:
         super().__init__(input_nc, ndf, _in_any_layout(norm, affine), affine)
         _set_up(self, impl, recompute)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            require_images(self, self.net, x)
+        return self.net(x)
 
     def extra_repr(self) -> str:
         return f"impl={self.impl} ({computed_by(self)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,6 +134,7 @@ def test_layers_can_be_frozen_copied_and_pickled(device: str) -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_compiles_in_one_graph(impl: str, device: str) -> None:
+    torch.compiler.reset()  # it recompiles few times, and other tests compile the same code
     net = small(impl)[0].to(device)
     x = torch.randn(1, 3, 6, 6, device=device)
     # This only tests whether one graph is traced; a backend that generates code would take ten times as long.
@@ -170,3 +172,34 @@ def test_kernels_write_the_border_if_cudnn_is_faster(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fastcyclegan.fusion.fused_modules.backend_of", lambda *a: "cudnn")
     net, plain = (n.to(device) for n in small("triton"))
     check_parity((net, plain), torch.randn(1, 3, 6, 6, device=device))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_activations_in_place_when_compiled_or_exported(images: int, backend: str) -> None:
+    """At one image, torch's norm on a CPU needs a contiguous gradient, which once made its result a view."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.LeakyReLU(0.01, True), nn.Conv2d(8, 3, 3)
+    )
+    net = copy.deepcopy(plain)
+    accelerate(net)
+    x = torch.randn(images, 3, 16, 16)
+    compiled = torch.compile(net, backend=backend)
+    for module in (plain, compiled):
+        module(x).square().sum().backward()
+    assert torch.equal(net[0].weight.grad, plain[0].weight.grad)
+    exported = torch.export.export(net, (x,)).module()
+    assert torch.equal(exported(x), plain(x))
+
+
+def test_accelerated_networks_can_be_traced_but_not_scripted(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(True))
+    report, x = accelerate(net), torch.randn(1, 3, 8, 8)
+    torch.jit.save(torch.jit.trace(net, x), tmp_path / "net.pt")
+    assert torch.equal(torch.jit.load(tmp_path / "net.pt")(x), net(x))
+    with pytest.raises(ValueError, match=r"does not support an accelerated network: call undo\(\)"):
+        torch.jit.script(net)
+    y = net(x)
+    report.undo()
+    assert torch.equal(torch.jit.script(net)(x), y)

@@ -21,7 +21,7 @@ def in_layout(x: Tensor, planes: bool) -> Tensor:
 
 def torch_instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, **options: Any) -> Tensor:
     """Compute the norm with PyTorch's operators in the dtype of x, as the baseline for the parity rule."""
-    y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=weight, bias=bias, eps=options["eps"]))
+    y = reference.contiguous_gradient(F.instance_norm(x, weight=weight, bias=bias, eps=options["eps"]))
     y = {"none": lambda y: y, "relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, options["slope"])}[
         options["act"]
     ](y)

@@ -66,7 +66,7 @@ def plain(x: Tensor, weight: Tensor, bias: Any, nw: Any, nb: Any, case: Case) ->
     """Compute the norm and convolution of ``case`` with PyTorch's own operators."""
     y = x
     if case.norm:
-        y = reference.ContiguousGradient.apply(F.instance_norm(x, weight=nw, bias=nb))
+        y = reference.contiguous_gradient(F.instance_norm(x, weight=nw, bias=nb))
         y = F.relu(y) if case.act == "relu" else F.leaky_relu(y, 0.2)
     y = F.pad(y, (case.border,) * 4, mode="reflect") if case.border else y
     return torch.ops.aten.convolution(y, weight, bias, *case.conv)

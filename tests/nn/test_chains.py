@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -126,3 +127,43 @@ def test_outputs_can_be_changed_in_place() -> None:
     net = nn.Sequential(Discriminator(ndf=4, impl="triton"), nn.LeakyReLU(0.2, inplace=True)).to(DEVICE)
     net(torch.randn(1, 3, 32, 32, device=DEVICE)).sum().backward()
     assert not net[0].model[2].bias.grad.any()
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_layers_that_work_in_place_can_replace_any_activation(mode: str) -> None:
+    """The last layer and an activation after a norm, alone or in a slice that ends with the norm."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    layer = nn.Hardtanh(inplace=True)
+    nets: Any = network_triple("Generator", ngf=2, n_blocks=0)
+    for net in nets:
+        net.model[3], net.model[-1] = nn.SiLU(inplace=True), layer
+    x = torch.randn(1, 3, 8, 8, device=DEVICE)
+    slices = [net.model[:3] for net in nets]
+    for name, parts in (("network", nets), ("slice", [nn.Sequential(s, layer) for s in slices])):
+        called = [torch.compile(part, backend="aot_eager") for part in parts] if mode == "compiled" else parts
+        ys = outputs(called, x)
+        check_parity(name, ys)
+        for part, y in zip(parts, ys, strict=True):
+            part.zero_grad()
+            y.square().sum().backward()
+        check_parity(f"{name}'s gradient", [next(part.parameters()).grad for part in parts])
+
+
+@pytest.mark.parametrize("name", ["Generator", "UnetGenerator", "Discriminator", "PixelDiscriminator"])
+def test_networks_with_all_activations_in_place(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"Generator": {"ngf": 2, "n_blocks": 1}, "UnetGenerator": {"ngf": 2, "num_downs": 5}}
+    nets = network_triple(name, **sizes.get(name, {"ndf": 2}))
+    side = 8 if name == "Generator" else 32
+    x = torch.randn(1, 3, side, side, device=DEVICE)
+    for net in nets:
+        for layer in net.modules():
+            if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+                layer.inplace = True
+    ys = outputs(nets, x)
+    check_parity(name, ys)
+    for y in ys:
+        y.square().sum().backward()
+    for parameter in parameters_that_count(nets[1]):
+        check_parity(parameter, [net.get_parameter(parameter).grad for net in nets])

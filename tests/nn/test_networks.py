@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from fastcyclegan import InstanceNormAct
 from fastcyclegan import reference as ref
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.nn.networks import (
@@ -239,3 +241,137 @@ def test_torch_norms_are_replaced_by_layout_safe_ones(norm: Any) -> None:
     assert {key: value.shape for key, value in net.state_dict().items()} == {
         key: value.shape for key, value in plain.state_dict().items()
     }
+
+
+NAMES = ("Generator", "UnetGenerator", "Discriminator", "PixelDiscriminator")
+SMALL: dict[str, dict[str, Any]] = {
+    "Generator": {"ngf": 2, "n_blocks": 1},
+    "UnetGenerator": {"ngf": 2, "num_downs": 5},
+    "Discriminator": {"ndf": 2, "n_layers": 1},
+    "PixelDiscriminator": {"ndf": 2},
+}
+
+
+def _small(name: str, impl: str, **arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    kind = {net.__name__: net for net in (Generator, UnetGenerator, Discriminator, PixelDiscriminator)}[name]
+    net: nn.Module = kind(**SMALL[name], impl=impl, **arguments)
+    return net.to(DEVICE)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_images_are_refused(name: str, impl: str) -> None:
+    net = _small(name, impl)
+    for shape in ((1, 1, 32, 32), (2, 4, 32, 32), (1, 0, 32, 32), (4, 32, 32), (3, 32), (1, 3, 8, 32, 32)):
+        with pytest.raises(ValueError, match=rf"{name}: x must be \[N, 3, H, W\] or \[3, H, W\], got shape"):
+            net(torch.zeros(shape, device=DEVICE))
+    for x, message in (
+        (None, "must be a tensor, got NoneType"),
+        ([torch.zeros(3, 32, 32)], "must be a tensor, got list"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "must be floating point, got torch.uint8"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: x {message}"):
+            net(x)
+    for compiled in (torch.compile(net, backend="eager"), torch.compile(net, backend="aot_eager")):
+        with pytest.raises(ValueError, match="x must be"):
+            compiled(torch.zeros(1, 4, 32, 32, device=DEVICE))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_images_with_the_channels_of_a_replaced_first_layer_are_accepted(impl: str) -> None:
+    net: Any = _small("Generator", impl)
+    net.model[1] = nn.Conv2d(4, 2, 7).to(DEVICE)
+    assert net(torch.zeros(1, 4, 8, 8, device=DEVICE)).shape == (1, 3, 8, 8)
+    net.model[0] = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReflectionPad2d(3)).to(DEVICE)
+    assert net(torch.zeros(1, 1, 8, 8, device=DEVICE)).shape == (1, 3, 8, 8)
+    hooked: Any = _small("Generator", impl)
+    hooked.model[0].register_forward_pre_hook(lambda layer, args: (args[0].expand(-1, 3, -1, -1),))
+    assert hooked(torch.zeros(1, 1, 8, 8, device=DEVICE)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_inner_layers_with_other_channels_raise(impl: str) -> None:
+    """The check of the network's input does not see these: the operators must."""
+    convs = (nn.Conv2d, nn.ConvTranspose2d)
+    for index, layer in enumerate(_small("Generator", impl).model):
+        if index < 2 or not isinstance(layer, convs):
+            continue
+        for channels in (layer.in_channels - 1, layer.in_channels + 1):
+            net = _small("Generator", impl)
+            changed = type(layer)(
+                channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+            )
+            net.model[index] = changed.to(DEVICE)
+            with pytest.raises((ValueError, RuntimeError), match=r"channels|weight must be"):
+                net(torch.zeros(1, 3, 8, 8, device=DEVICE))
+    block: Any = _small("Generator", impl)
+    block.model[10].conv_block[5] = nn.Conv2d(7, 8, 3).to(DEVICE)
+    with pytest.raises((ValueError, RuntimeError), match=r"channels|weight must be"):
+        block(torch.zeros(1, 3, 8, 8, device=DEVICE))
+
+
+def _loaded(module: Any, path: Path) -> Any:
+    torch.jit.save(module, path)
+    return torch.jit.load(path, map_location=DEVICE)
+
+
+def _traced(net: nn.Module, side: int) -> Any:
+    # PyTorch traces and runs the network again to check the trace. For a generator, that takes long.
+    check = not isinstance(net, Generator)
+    return torch.jit.trace(net, torch.randn(1, 3, side, side, device=DEVICE), check_trace=check)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_traces_can_be_saved(name: str, impl: str, tmp_path: Path) -> None:
+    """A saved trace gives the same outputs and gradients, for other sizes too, and still checks its input."""
+    net = _small(name, impl).eval()
+    side = 32 if name == "UnetGenerator" else 8
+    traced = _loaded(_traced(net, side), tmp_path / "net.pt")
+    x = torch.randn(2, 3, 2 * side, side, device=DEVICE)
+    gradients = []
+    for module in (net, traced):
+        y = module(x)
+        y.square().sum().backward()
+        gradients.append(
+            [y.detach(), *(p.grad for name, p in module.named_parameters() if "bias" not in name)]
+        )
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(RuntimeError, match=r"channels"):
+        traced(torch.zeros(1, 4, side, side, device=DEVICE))
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("name", NAMES)
+def test_scripts_can_be_saved(name: str, impl: str, tmp_path: Path) -> None:
+    net = _small(name, impl).eval()
+    scripted = _loaded(torch.jit.script(net), tmp_path / "net.pt")
+    x = torch.randn(2, 3, 32, 32, device=DEVICE)
+    set_impl(net, "reference")
+    assert torch.equal(net(x), scripted(x))
+    assert type(net) is type(_small(name, impl)), "scripting must not change the network"
+
+
+def test_all_variants_can_be_scripted() -> None:
+    x = torch.randn(1, 3, 16, 16)
+    for arguments in (
+        {"upsample": "resize", "padding_type": "replicate", "use_dropout": True},
+        {"norm": "batch", "padding_type": "zero"},
+        {"affine": True},
+    ):
+        net = Generator(ngf=2, n_blocks=1, impl="reference", **arguments).eval()
+        assert torch.equal(net(x), torch.jit.script(net)(x))
+    half = Generator(ngf=2, n_blocks=1).bfloat16()
+    assert torch.equal(half(x.bfloat16()), torch.jit.script(half)(x.bfloat16()))
+
+
+def test_scripts_cannot_use_the_kernels() -> None:
+    for net in (_small("Generator", "triton"), InstanceNormAct(3, impl="triton")):
+        with pytest.raises(ValueError, match=r"torch\.jit\.script cannot use the kernels: set impl='auto'"):
+            torch.jit.script(net)
+    norm = InstanceNormAct(3, affine=True, act="leaky_relu", slope=0.1).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    for residual in (None, torch.randn_like(x)):
+        torch.testing.assert_close(torch.jit.script(norm)(x, residual), norm(x, residual))
