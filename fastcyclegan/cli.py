@@ -29,6 +29,7 @@ from fastcyclegan.console import Console
 from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
+from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
@@ -259,7 +260,12 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
     console.log(f"built-in dataset ({count} held-out images per domain, small networks made for it):")
-    for direction, score in builtin.scores(engine.translate, held_out, engine.device).items():
+    try:
+        scores = builtin.scores(engine.translate, held_out, engine.device)
+    except NoNumbersError:
+        console.log("  no score, because the networks give no numbers for these images")
+        return
+    for direction, score in scores.items():
         console.log(
             f"  {direction[0]} to {direction[1]}: the translations close {score.gap_closed:.2f} of the"
             " difference in stripes between the two domains (1 is all of it); their distance to the true"
@@ -381,7 +387,9 @@ def train(args: Sequence[str] | None = None) -> int:
 
 
 def translate(args: Sequence[str] | None = None) -> int:
-    """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory."""
+    """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory or
+    the network gives no numbers for them.
+    """
     return _run_to_the_end(lambda: _translate(args))
 
 

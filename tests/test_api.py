@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from fastcyclegan import CycleGAN, cli
+from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from tests.conftest import write_images
@@ -277,3 +279,106 @@ def test_direction_refers_to_the_training_folders() -> None:
     model, turned = CycleGAN(**TINY), CycleGAN(**TINY, direction="BtoA")
     assert not np.array_equal(model.translate(array), model.translate(array, "BtoA"))
     assert np.array_equal(model.translate(array), turned.translate(array, "BtoA"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def poison(model: CycleGAN) -> None:
+    with torch.no_grad():
+        next(model.D_A.parameters())[0, 0, 0, 0] = math.nan
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_trained(tmp_path: Path) -> None:
+    """What was saved before stays, and no folder is created."""
+    model = CycleGAN(**TINY)
+    model.fit([tensors(1)] * 2, [tensors(1)], max_iters=2)
+    model.save(tmp_path / "kept")
+    before = contents(tmp_path / "kept")
+    poison(model)
+    for folder in (tmp_path / "kept", tmp_path / "new"):
+        with pytest.raises(
+            UserError, match=rf"{folder.name}: not saved, because D_A\.model\.0\.weight contains nan; files"
+        ):
+            model.save(folder)
+    assert contents(tmp_path / "kept") == before
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(
+        UserError,
+        match=r"^the model in memory cannot be trained: nets\.D_A\.model\.0\.weight contains nan; load a",
+    ):
+        model.fit([tensors(1)], [tensors(1)], max_iters=3)
+    assert CycleGAN.load(tmp_path / "kept").fit([tensors(1)] * 2, [tensors(1)], max_iters=3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_run_that_diverged_says_what_is_left(tmp_path: Path, ema: float) -> None:
+    """In memory, nothing that can be trained or saved. After an own folder was written, its last state."""
+    settings = {**TINY, "lr": 1e38, "ema": ema, "n_epochs": 9}
+    model = CycleGAN(**settings)
+    lost = r"; the weights in memory are lost, so create or load a CycleGAN again; half the .* is 5e\+37"
+    with pytest.raises(UserError, match=rf"(^loss \w+ is (nan|inf) at iteration \d+|^\S+ contains .*){lost}"):
+        model.fit([tensors(1)], [tensors(1)])
+    with pytest.raises(UserError, match=r"^the model in memory cannot be trained: .*; load a saved one with"):
+        model.fit([tensors(1)], [tensors(1)])
+    with pytest.raises(UserError, match=r"x: not saved, because .* contains "):
+        model.save(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_infinite_weight_after_the_last_iteration_ends_the_run() -> None:
+    """No later loss shows it."""
+    model = CycleGAN(**TINY, max_iters=1)
+    next(model.D_A.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UserError, match=r"^D_A\.model\.0\.weight contains nan after iteration 1; the"):
+        model.fit([tensors(1)], [tensors(1)])
+
+
+def test_files_with_weights_that_overflow_are_refused(tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    model.save(tmp_path / "x")
+    (tmp_path / "x" / SETS).unlink()  # it has the files' checksums
+    file = tmp_path / "x" / "latest_net_D_A.pth"
+    weights = {key: value.double() for key, value in load_tensors(file).items()}
+    weights["model.0.weight"] = weights["model.0.weight"] * 0 + 1e300
+    torch.save(weights, file)
+    with pytest.raises(UserError, match=r"latest_net_D_A\.pth"):
+        CycleGAN.load(tmp_path / "x")
+    model.fit([tensors(1)], [tensors(1)], max_iters=1)
+    model.save(tmp_path / "y")
+    state = to_cpu(load_tensors(tmp_path / "y" / "state.pt"))
+    state["nets"]["D_A"]["model.0.weight"].fill_(math.inf)
+    torch.save(state, tmp_path / "y" / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt \(D_A\): model\.0\.weight contains inf"):
+        CycleGAN.load(tmp_path / "y")
+
+
+def test_a_bad_batch_in_parts_leaves_the_model_as_it_was() -> None:
+    bad = tensors(4, 3)
+    bad[3] = math.nan
+    model, whole = (CycleGAN(**TINY, micro_batch=2, ema=0.5) for _ in range(2))
+    with pytest.raises(UserError, match=r"^batch 2 of loader A: images of domain A .* got NaN$"):
+        model.fit([tensors(4), bad], [tensors(4, 1)])
+    whole.fit([tensors(4), bad], [tensors(4, 1)], max_iters=1)
+    assert same(model, whole)
+    model.fit([tensors(4), tensors(4)], [tensors(4, 1)])  # the rest of the run
+    assert model.iteration == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: CycleGAN("photos"),
+            "CycleGAN: config must be a TrainConfig, got 'photos'; images are",
+        ),
+        (
+            lambda: CycleGAN(**TINY).fit([tensors(1)], [tensors(1)], callbacks=print),
+            r"fit: callbacks must be a list of functions, got one function f: pass \[f\]",
+        ),
+    ],
+)
+def test_mistakes_with_arguments_are_named(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call()

@@ -29,6 +29,7 @@ from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.inference.writer import Writer
+from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import remove_stale_partials
 
 GRID_ROWS = 8
@@ -174,6 +175,7 @@ def _reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(image).reshape(size[1], size[0], channels)
 
 
+@usual_modes()
 def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     """Translate the images given by ``config``.
 

@@ -18,9 +18,11 @@ from fastcyclegan.checkpoints.run_files import PREVIOUS
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.pixels import draw_grid, to_pixels
+from fastcyclegan.data.pixels import NoNumbersError, draw_grid, to_pixels
 from fastcyclegan.data.tensor_loader import TensorLoader, naming_dead_workers
 from fastcyclegan.errors import StoppedError, UserError, system_reason
+from fastcyclegan.nn.finite import not_finite_in
+from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.disk import disk_warning
 from fastcyclegan.training.intervals import Interval
@@ -281,6 +283,12 @@ class Trainer:
         loss = f"loss {self.names[column]} is {values[row, column].item()}"
         raise UnsavableError(f"{loss} at iteration {iteration}; {self._good_state()}")
 
+    def _require_finite_weights(self) -> None:
+        """Raise UserError if the last iteration made a weight infinite, which only the next losses show."""
+        found = not_finite_in(self.run.engine.state_dict()["nets"])
+        if found is not None:
+            raise UnsavableError(f"{found} after iteration {self.run.iteration}; {self._good_state()}")
+
     def _good_state(self) -> str:
         """Return which saved state is good now that the run has diverged, and how to resume from it.
 
@@ -290,7 +298,10 @@ class Trainer:
         if self.writer is not None:
             self.writer.close()  # the last state may still be being written
         if run.folder is None or self.writer is None or self.writer.saved_iteration is None:
-            return "no state was saved yet"
+            lost = "no state was saved yet"
+            if run.folder is None:
+                lost = "the weights in memory are lost, so create or load a CycleGAN again"
+            return f"{lost}; half the learning rate is {run.config.optim.lr / 2:g}"
         last = f"the state of iteration {self.writer.saved_iteration}"
         previous = run.folder / PREVIOUS
         # With the same settings, the run would diverge again in the same way.
@@ -398,11 +409,21 @@ class Trainer:
     def _samples(self) -> None:
         """Translate the same images in both directions and back, and add the results to the report.
 
-        The images are held-out ones if there are any, otherwise training images.
+        The images are held-out ones if there are any, otherwise training images. Nothing is drawn if a
+        network's output is not finite. Raises UserError if the losses are not, either.
         """
         started = time.monotonic()
         self._require_folder()
-        self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        try:
+            grid = draw_grid(self._sample_columns())
+        except NoNumbersError:
+            self._flush()
+            self.console.log(
+                f"the networks give no numbers for the sample images after iteration {self.run.iteration}, so"
+                " no grid was drawn"
+            )
+        else:
+            self.report.add_samples(self.run.iteration, grid)
         self.sampled_at = self.run.iteration
         self.samples_interval.restart(time.monotonic() - started)
 
@@ -430,6 +451,7 @@ class Trainer:
                 self._log(run.plan.batch(run.iteration - 1)[0])
         self.console.end_progress()
         if self.writer is None:
+            self._require_finite_weights()
             return
         self.writer.wait()
         if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
@@ -452,6 +474,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+@usual_modes()
 def train(
     config: TrainConfig,
     console: Console,

@@ -227,7 +227,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in (tmp_path / "g").iterdir()}
     with torch.no_grad():
         net.model[7].weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(UserError, match="^Generator: model.7.weight contains nan, so it cannot be saved$"):
+    with pytest.raises(UserError, match=r"^Generator: model\.7\.weight contains nan, so it cannot be saved$"):
         net.save_pretrained(tmp_path / "g")
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "g").iterdir()}
     with pytest.raises(UserError, match="contains nan"):

@@ -53,11 +53,13 @@ def test_valid_dtypes_and_devices_pass() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda:x", None, 1.5, True])
 def test_other_devices_are_refused(device: object) -> None:
-    with pytest.raises((TypeError, ValueError), match="^f: device must be a name such as cpu or cuda:0, got"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^f: device must be a name such as cpu or cuda:0, got"
+    ):
         require_device(device, "f")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", None, float, torch.int8, torch.complex64])
 def test_other_dtypes_are_refused(dtype: object) -> None:
-    with pytest.raises((TypeError, ValueError), match="^f: dtype must be"):
+    with pytest.raises((TypeError, ValueError), match=r"^f: dtype must be"):
         require_dtype(dtype, "f")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -11,9 +13,10 @@ import torch
 
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.data import dali_loader
+from fastcyclegan.engine import Engine
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import build_networks
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run_report import read_stats
 from fastcyclegan.training.trainer import Trainer
 from tests.training.runs import TRAIN, arguments, assert_same_state, run
@@ -171,6 +174,44 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(dataset: Pat
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
     with pytest.raises(UserError, match="no state was saved yet"):
         run(dataset, tmp_path, "other", "--lr", "1e30")
+
+
+def test_samples_that_are_no_numbers_are_not_drawn_black(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line says so, and the run goes on: its losses are finite."""
+    translate, calls = Engine.translate, itertools.count()
+
+    def overflowing(self: Engine, name: str, images: torch.Tensor) -> torch.Tensor:
+        return translate(self, name, images) * (math.nan if next(calls) == 0 else 1)
+
+    monkeypatch.setattr(Engine, "translate", overflowing)
+    run(dataset, tmp_path, "r", "--max_iters", "2", "--display_freq", "1")
+    line = "the networks give no numbers for the sample images after iteration 1, so no grid was drawn"
+    assert capsys.readouterr().out.count(line) == 1
+    assert [file.name for file in (tmp_path / "r" / "samples").iterdir()] == ["0000002.png"]
+
+
+def test_samples_of_a_run_that_diverged_end_it(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"loss \w+ is (nan|inf) at iteration"):
+        run(dataset, tmp_path, "r", "--lr", "1e38", "--display_freq", "1", "--print_freq", "100")
+    assert [file.name for file in (tmp_path / "r" / "samples").iterdir()] == []
+
+
+def test_a_state_that_is_not_finite_is_not_resumed(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    state = to_cpu(load_tensors(tmp_path / "r" / "state.pt"))
+    state["optimizers"]["D"]["state"][0]["exp_avg_sq"].fill_(math.inf)
+    torch.save(state, tmp_path / "r" / "state.pt")
+    before = (tmp_path / "r" / "state.pt").read_bytes()
+    with pytest.raises(UserError, match=r"optimizers\.D\.state\.0\.exp_avg_sq contains inf, so the run"):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "4")
+    assert (tmp_path / "r" / "state.pt").read_bytes() == before
+    with pytest.raises(UserError, match=r"^the initial weights cannot be trained: nets\..* contains -?inf"):
+        run(dataset, tmp_path, "new", "--init_gain", "1e39")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) -> None:
