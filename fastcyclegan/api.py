@@ -191,6 +191,7 @@ class CycleGAN:
 
     # --- Training -------------------------------------------------------------------------------------------
 
+    @usual_modes()
     def fit(
         self,
         A: str | Path | Iterable[Any] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
@@ -16,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcyclegan import CycleGAN, cli
+from fastcyclegan import CycleGAN, cli, load_generator
 from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from tests.conftest import write_images
 from tests.models import TINY, same, tensors
+from tests.training.runs import assert_same_state
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
@@ -382,3 +384,91 @@ def test_a_bad_batch_in_parts_leaves_the_model_as_it_was() -> None:
 def test_mistakes_with_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(TypeError, match=f"^{message}"):
         call()
+
+
+IMAGES = tensors(1)  # made before a test changes torch's defaults
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def usual_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of ``trained_everywhere`` with torch's usual defaults."""
+    root = tmp_path_factory.mktemp("usual")
+    trained_everywhere(root)
+    return root
+
+
+def trained_everywhere(root: Path) -> None:
+    """Train on files, resume, translate, save and load in every way, with random numbers in the losses."""
+    for name, seed in (("A", 0), ("B", 1)):
+        write_images(root / name, 3, size=(20, 20), seed=seed)
+    settings = {**TINY, "gan_mode": "wgangp", "ema": 0.5, "batch_size": 2, "micro_batch": 1, "n_epochs": 2}
+    model = CycleGAN(**settings, use_dropout=True, display_freq=1)
+    model.fit(root / "A", root / "B", folder=root / "run", max_iters=2)
+    loaded = CycleGAN.load(root / "run")
+    loaded.fit(folder=root / "run", max_iters=4)
+    loaded.fit([IMAGES], [IMAGES.double()], max_iters=5, iterations_per_epoch=9)
+    Image.fromarray(np.asarray(loaded.translate(root / "A" / "000.png"))).save(root / "x.png")
+    loaded.save(root / "saved")
+    net = load_generator(root / "saved", dtype=torch.bfloat16)
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    net = load_generator(root / "saved")
+    net.save_pretrained(root / "hub")
+    hub = type(net).from_pretrained(root / "hub")
+    assert {p.dtype for p in [*net.parameters(), *hub.parameters()]} == {torch.float32}
+    assert all(p.device.type == "cpu" and not p.is_inference() for p in hub.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), hub.parameters(), strict=True))
+    args = ["--weights", str(root / "saved"), "--input", str(root / "B"), "--output", str(root / "out")]
+    assert cli.translate([*args, "--device", "cpu", "--loader", "folder"]) == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (lambda: default_dtype(torch.float64),),
+        (lambda: default_dtype(torch.float16), torch.no_grad),
+        (lambda: default_dtype(torch.bfloat16), lambda: default_device("meta")),
+        (torch.inference_mode, lambda: torch.device("meta")),
+        (deterministic,),
+    ],
+    ids=["float64", "float16", "bfloat16", "inference", "deterministic"],
+)
+def test_what_the_caller_set_in_torch_changes_nothing(usual_run: Path, tmp_path: Path, changed: Any) -> None:
+    """Every bit of the weights, the state, the samples and the translations is the same."""
+    with contextlib.ExitStack() as stack:
+        for change in changed:
+            stack.enter_context(change())
+        before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+        trained_everywhere(tmp_path)
+        assert before == (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled())
+    for folder in ("run", "saved"):
+        assert_same_state(usual_run / folder, tmp_path / folder)
+    files = ("x.png", "run/samples/0000002.png", "out/000.png", "out/001.png", "out/002.png")
+    for file in files:
+        assert (usual_run / file).read_bytes() == (tmp_path / file).read_bytes(), file
