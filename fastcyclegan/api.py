@@ -36,6 +36,7 @@ from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
+from fastcyclegan.training.exclusive import without_replaced
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
@@ -75,7 +76,7 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
         if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
             value = Path(value)
         changes.setdefault(_group_of(name), {})[name] = value
-    return with_changes(config, changes)
+    return with_changes(without_replaced(config, settings), changes)
 
 
 def _is_path(x: object) -> TypeGuard[str | Path]:
@@ -135,6 +136,7 @@ class CycleGAN:
         """The folder that the last ``fit``, ``save`` or ``load`` wrote to or read from, if any."""
         self.history: list[Record] = []
         """All records passed to callbacks so far, over all calls of ``fit``."""
+        self._epoch = "latest"  # from which ``load`` took the weights
         self._nets: dict[str, nn.Module] | None = None
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
@@ -277,7 +279,7 @@ class CycleGAN:
                     f"fit: the networks already exist, so {name} cannot change; pass it to CycleGAN(...)"
                 )
         config = _with_settings(self.config, {**settings, **_ONE_START})
-        config = with_changes(config, {"data": _data_settings(A, B)})
+        config = _with_settings(config, _data_settings(A, B))
         if folder is not None:
             folder = Path(folder)
             resumes = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -286,7 +288,9 @@ class CycleGAN:
                     f"fit: {folder} already exists: choose another folder, or load the run in it with"
                     " CycleGAN.load"
                 )
+            epoch = self._epoch if resumes and self._trainer is None else "latest"
             start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": resumes}
+            start["epoch"] = epoch
             config = with_changes(config, {"run": start})
         return config
 
@@ -415,6 +419,7 @@ class CycleGAN:
         if file is not None:
             model._state = read_state(file, recipe)
         else:
+            model._epoch = epoch
             require_whole(folder, epoch, is_running=(folder / run_files.LOCK).exists())
         for name, net in model.networks.items():
             if file is not None and model._state is not None:

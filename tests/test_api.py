@@ -21,6 +21,7 @@ from fastcyclegan import CycleGAN, cli, load_generator
 from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
+from fastcyclegan.training.run_report import read_stats
 from tests.conftest import write_images
 from tests.models import TINY, same, tensors
 from tests.training.runs import assert_same_state
@@ -228,6 +229,34 @@ def test_fit_with_a_folder_writes_the_files_of_a_run(dataset: Path, tmp_path: Pa
     loaded = CycleGAN.load(tmp_path / "a" / "b")
     loaded.fit(folder=tmp_path / "a" / "b", max_iters=4)
     assert load_tensors(tmp_path / "a" / "b" / "state.pt")["iteration"] == 4
+
+
+def test_training_goes_on_from_the_epoch_that_was_loaded(dataset: Path, tmp_path: Path) -> None:
+    """Also into the same folder, whose last state is another one. The records of the others are kept."""
+    CycleGAN(**TINY, save_epoch_freq=1, print_freq=1).fit(dataset, folder=tmp_path / "r")
+    elsewhere = CycleGAN.load(tmp_path / "r", epoch="1")
+    elsewhere.fit(max_iters=2)
+    loaded = CycleGAN.load(tmp_path / "r", epoch="1")
+    assert not same(loaded, CycleGAN.load(tmp_path / "r"))
+    loaded.fit(folder=tmp_path / "r", max_iters=2)
+    assert loaded.iteration == 2
+    assert same(loaded, elsewhere)
+    assert len(read_stats(tmp_path / "r")) == 2
+    assert len(read_stats(tmp_path / "r" / "replaced-after-iteration-0")) == 10
+    loaded.fit(folder=tmp_path / "r", max_iters=3)
+    assert len(read_stats(tmp_path / "r")) == 3
+
+
+def test_folders_given_now_replace_those_of_the_configuration(dataset: Path) -> None:
+    folders = {"data_A": dataset / "trainA", "data_B": dataset / "trainB"}
+    model = CycleGAN(**{**TINY, "device": "auto"}, **folders, holdout=0.3, gpu_ids="-1")
+    model.fit(max_iters=1)
+    model.fit(dataset, max_iters=2, device="cpu")
+    assert (model.config.data.dataroot, model.config.data.data_A, model.iteration) == (dataset, None, 2)
+    model.fit(*folders.values(), max_iters=3)
+    assert (model.config.data.dataroot, model.iteration) == (None, 3)
+    with pytest.raises(UserError, match="give either --dataroot, or --data_A and --data_B, but not both"):
+        CycleGAN(**TINY, dataroot=dataset, **folders)
 
 
 def test_saving_into_an_existing_folder(tmp_path: Path) -> None:

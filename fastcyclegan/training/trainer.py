@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.checkpoints.run_files import PREVIOUS
+from fastcyclegan.checkpoints.run_files import PREVIOUS, saved_epochs
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
@@ -118,7 +118,9 @@ class Trainer:
         resume_at = run.iteration if options.continue_train else None
         panels = run.engine.recipe.loss_panels
         name, keep = str(options.name), options.keep_samples
-        self.report = Report(folder, name, to_dict(run.config), panels, resume_at, keep)
+        config, goes_back = to_dict(run.config), self._goes_back(folder)
+        self.report = Report(folder, name, config, panels, resume_at, keep, keep_later=goes_back)
+        self._log_replaced(self.report)
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
@@ -130,6 +132,25 @@ class Trainer:
             label = self._label(is_last=run.iteration >= run.last)
             if self.writer.write_missing(self.state(), label, with_state=not run.resumed_from_file):
                 self.console.log(f"wrote the weights of iteration {run.iteration}, which the folder lacked")
+
+    def _goes_back(self, folder: Path) -> bool:
+        """Whether the run resumes from an earlier point than its last state, at the caller's request."""
+        run = self.run
+        return run.config.run.epoch != "latest" or (not run.resumed_from_file and bool(saved_epochs(folder)))
+
+    def _log_replaced(self, report: Report) -> None:
+        """Log where the records of later iterations are, if there were any."""
+        run, epoch = self.run, self.run.config.run.epoch
+        if not report.moved_records and not report.page.moved:
+            return
+        text = (
+            f"the run goes back to iteration {run.iteration}: {report.moved_records} log records and"
+            f" {report.page.moved} sample grids of later iterations are now in {report.replaced}"
+        )
+        optim = run.config.optim
+        if epoch.isdecimal() and optim.epoch_count == 1 and int(epoch) < optim.last_epoch:
+            text += f"; its epochs are counted from 1: --epoch_count {int(epoch) + 1} continues the count"
+        self.console.log(text)
 
     def stop_after(self, number: int) -> None:
         """Make the loop end after the current iteration.
