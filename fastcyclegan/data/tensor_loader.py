@@ -116,7 +116,8 @@ class TensorLoader:
         else:
             other, self.B = _peek(B)
             pair = _image_of(first, "A"), _image_of(other, "B")
-        self.first = self._read(pair, (1, 1))
+        first_A, first_B = self._read(pair, (1, 1))
+        self.first = first_A.clone(), first_B.clone()  # a loader may use its memory again
         self.batch_size = self.first[0].shape[0]
         count = batches * self.batch_size
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
@@ -184,11 +185,11 @@ class TensorLoader:
         expected = f"images of domain {side} must be tensors [N, {channels}, H, W]"
         if not isinstance(images, Tensor):
             raise UserError(f"{expected}, got {type(images).__name__}")
+        if images.is_nested or images.is_meta or images.layout != torch.strided:
+            kind = "on the meta device" if images.is_meta else f"of layout {images.layout}"
+            raise UserError(f"{expected}, got one {'that is nested' if images.is_nested else kind}")
         if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
             raise UserError(f"{expected}, got shape {list(images.shape)}")
-        if images.is_meta or images.layout != torch.strided:
-            kind = "on the meta device" if images.is_meta else f"of layout {images.layout}"
-            raise UserError(f"{expected}, got one {kind}")
         height, width = images.shape[2:]
         for length in (height, width):
             if length % required.size_multiple or length < required.least_side:

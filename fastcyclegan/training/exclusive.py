@@ -35,9 +35,10 @@ def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfi
     """Return ``saved`` with the defaults of all settings that those in ``given`` exclude.
 
     ``given`` contains values by name, which may be the texts of a command line. They are not put into the
-    result. Settings that are given themselves stay as they are. A None counts as not given.
+    result. Settings that are given themselves stay as they are. A None, also as the command line writes it,
+    counts as not given.
     """
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value not in (None, "None")}
     replaced = {other for name in given for other in _replaced_by(name, given)}
     changes: dict[str, dict[str, Any]] = {}
     for group in dataclasses.fields(saved):

@@ -144,8 +144,8 @@ class Trainer:
         if not report.moved_records and not report.page.moved:
             return
         text = (
-            f"the run goes back to iteration {run.iteration}: {report.moved_records} log records and"
-            f" {report.page.moved} sample grids of later iterations are now in {report.replaced}"
+            f"the run goes back to iteration {run.iteration}; what came after it (log records:"
+            f" {report.moved_records}, sample grids: {report.page.moved}) is now in {report.replaced}"
         )
         optim = run.config.optim
         if epoch.isdecimal() and optim.epoch_count == 1 and int(epoch) < optim.last_epoch:

@@ -168,6 +168,7 @@ def test_the_number_is_that_of_the_batch_in_its_loader() -> None:
         (tensors(1).to(torch.complex64), "floating point in .* or uint8, got torch.complex64"),
         (tensors(1).to("meta"), r"tensors \[N, 3, H, W\], got one on the meta device"),
         (tensors(1).to_sparse(), r"tensors \[N, 3, H, W\], got one of layout torch.sparse_coo"),
+        (torch.nested.nested_tensor([tensors(1)[0]]), r"tensors \[N, 3, H, W\], got one that is nested"),
         (None, r"tensors \[N, 3, H, W\], got NoneType"),
     ],
 )

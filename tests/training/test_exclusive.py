@@ -32,6 +32,7 @@ def saved(**groups: Any) -> TrainConfig:
         (saved(loss=PENALTY), {"gan_mode": "lsgan"}, saved(loss={"gan_mode": "wgangp"})),
         (saved(loss=PENALTY), {"gan_mode": "wgangp", "lr": "1"}, saved(loss=PENALTY)),
         (saved(data=FOLDERS), {"dataroot": None, "data_A": "c", "data_B": "d"}, saved(data=FOLDERS)),
+        (saved(data=FOLDERS), {"dataroot": "None"}, saved(data=FOLDERS)),
         # Both are given, so they contradict each other as in a new run.
         (saved(data=FOLDERS), {"dataroot": "x", "data_A": "c"}, saved(data=FOLDERS)),
         (saved(run={"gpu_ids": "0"}), {"device": "cpu", "gpu_ids": "1"}, saved(run={"gpu_ids": "0"})),

@@ -235,8 +235,8 @@ def test_going_back_keeps_the_records_of_later_iterations(
     assert (kept / "stats.jsonl").read_bytes() == before
     assert {file.name: file.read_bytes() for file in (kept / "samples").iterdir()} == grids
     line = (
-        f"the run goes back to iteration 0: 10 log records and {len(grids)} sample grids of later iterations"
-        f" are now in {kept}; its epochs are counted from 1: --epoch_count 2 continues the count"
+        "the run goes back to iteration 0; what came after it (log records: 10, sample grids:"
+        f" {len(grids)}) is now in {kept}; its epochs are counted from 1: --epoch_count 2 continues the count"
     )
     assert capsys.readouterr().out.count(line) == 1
     assert logged(tmp_path / "r") == [1, 2]
