@@ -32,8 +32,11 @@ from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device, resolve_precision
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.translator import ImageLike, translate_images
+from fastcyclegan.nn.finite import not_finite_in, require_representable
+from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
+from fastcyclegan.training.exclusive import without_replaced
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
@@ -73,7 +76,7 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
         if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
             value = Path(value)
         changes.setdefault(_group_of(name), {})[name] = value
-    return with_changes(config, changes)
+    return with_changes(without_replaced(config, settings), changes)
 
 
 def _is_path(x: object) -> TypeGuard[str | Path]:
@@ -117,14 +120,23 @@ class CycleGAN:
     ``lambda_identity=0``, ``batch_size=4``, ``compile=True``, ...). They override the values of ``config``,
     or the defaults if ``config`` is None. The initial weights depend only on ``seed``. Raises TypeError for
     an unknown setting, and UserError, with a one-line message, for an invalid value.
+
+    The networks are in float32, and everything works in the same way, whatever torch's default dtype and
+    device are, and inside ``torch.inference_mode`` and ``torch.no_grad``.
     """
 
     def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
+        if config is not None and not isinstance(config, TrainConfig):
+            raise TypeError(
+                f"CycleGAN: config must be a TrainConfig, got {config!r}; images are passed to fit, and"
+                " CycleGAN.load loads a model"
+            )
         self.config = _with_settings(TrainConfig() if config is None else config, settings)
         self.folder: Path | None = None
         """The folder that the last ``fit``, ``save`` or ``load`` wrote to or read from, if any."""
         self.history: list[Record] = []
         """All records passed to callbacks so far, over all calls of ``fit``."""
+        self._epoch = "latest"  # from which ``load`` took the weights
         self._nets: dict[str, nn.Module] | None = None
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
@@ -140,7 +152,7 @@ class CycleGAN:
         """
         if self._nets is None:
             # One thread at a time: torch has a single random number generator for all threads.
-            with _INITIALISING, _preserve_global_state():
+            with _INITIALISING, _preserve_global_state(), usual_modes():
                 torch.manual_seed(self.config.run.seed)
                 self._nets = networks_that_fit(self.config)
         return self._nets
@@ -181,6 +193,7 @@ class CycleGAN:
 
     # --- Training -------------------------------------------------------------------------------------------
 
+    @usual_modes()
     def fit(
         self,
         A: str | Path | Iterable[Any] | None = None,
@@ -218,9 +231,16 @@ class CycleGAN:
         specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
         beginning, so with loaders it is exact only between epochs.
 
+        Every batch of a loader is checked before it is trained on; an error leaves the model as the batches
+        before made it. If a loss or a weight becomes infinite or NaN, training cannot continue from the
+        weights in memory, and they are not saved: load the last saved state, or create a new model.
+
         Ctrl-C raises KeyboardInterrupt after the current iteration. Raises UserError if training on the given
-        images is not possible, and TypeError for anything that is neither a folder nor a loader.
+        images is not possible or if the run diverges, and TypeError for anything that is neither a folder nor
+        a loader.
         """
+        if callable(callbacks):
+            raise TypeError("fit: callbacks must be a list of functions, got one function f: pass [f]")
         config = self._config_for(A, B, folder, settings)
         loaders: Any = None
         if A is not None and not _is_path(A):
@@ -259,7 +279,7 @@ class CycleGAN:
                     f"fit: the networks already exist, so {name} cannot change; pass it to CycleGAN(...)"
                 )
         config = _with_settings(self.config, {**settings, **_ONE_START})
-        config = with_changes(config, {"data": _data_settings(A, B)})
+        config = _with_settings(config, _data_settings(A, B))
         if folder is not None:
             folder = Path(folder)
             resumes = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -268,7 +288,9 @@ class CycleGAN:
                     f"fit: {folder} already exists: choose another folder, or load the run in it with"
                     " CycleGAN.load"
                 )
+            epoch = self._epoch if resumes and self._trainer is None else "latest"
             start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": resumes}
+            start["epoch"] = epoch
             config = with_changes(config, {"run": start})
         return config
 
@@ -293,6 +315,7 @@ class CycleGAN:
 
     # --- Translating ----------------------------------------------------------------------------------------
 
+    @usual_modes()
     def translate(
         self, images: ImageLike | Sequence[ImageLike], direction: Direction = "AtoB", batch_size: int = 8
     ) -> Any:
@@ -317,13 +340,15 @@ class CycleGAN:
 
     # --- Saving and loading ---------------------------------------------------------------------------------
 
+    @usual_modes()
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
         """Save the networks, the configuration and, after training, the training state to ``folder``.
 
         The weight files have their official names. The folder can be passed to ``load``,
         ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if the
-        folder already contains files, unless ``overwrite`` is set or it is the model's own folder, and if
-        another process is training in it. Raises OSError if it cannot be written.
+        folder already contains files, unless ``overwrite`` is set or it is the model's own folder, if a
+        weight is not finite, and if another process is training in it. Raises OSError if it cannot be
+        written.
         """
         folder = Path(folder)
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -332,18 +357,28 @@ class CycleGAN:
         if is_own and self._trainer is not None and self._trainer.is_training:
             self._trainer.save()
             return
+        state = self._last_state()
+        self._require_finite(folder, state)
         folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
         try:
-            self._write(folder, is_own)
+            self._write(folder, is_own, state)
         finally:
             lock.release()
         self.folder = folder
 
-    def _write(self, folder: Path, is_own: bool) -> None:
+    def _require_finite(self, folder: Path, state: Mapping[str, Any] | None) -> None:
+        """Raise UserError if the networks or ``state`` have values that are not finite."""
+        values: dict[str, Any] = {name: net.state_dict() for name, net in self.networks.items()}
+        if state is not None:
+            values |= {name: state[name] for name in ("ema", "optimizers") if name in state}
+        found = not_finite_in(values)
+        if found is not None:
+            raise UserError(f"{folder}: not saved, because {found}; files that are already there are kept")
+
+    def _write(self, folder: Path, is_own: bool, state: dict[str, Any] | None) -> None:
         """Write the files of ``save`` to ``folder``, which is locked."""
         remove_partials(folder)
-        state = self._last_state()
         run = {**_ONE_START, "name": folder.resolve().name, "checkpoints_dir": folder.resolve().parent}
         write_config(folder, with_absolute_paths(with_changes(self.config, {"run": run})))
         if not is_own:  # of another run
@@ -358,14 +393,15 @@ class CycleGAN:
         write_set(folder, "latest", weights, make_recipe(self.config).official_names)
 
     @classmethod
+    @usual_modes()
     def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
         """Load a model from a run's folder, a folder written by ``save``, or one with official files.
 
         The architecture of official ``*_net_*.pth`` files is inferred from their contents. If the folder has
         a training state, ``fit`` resumes from it exactly. The epoch "previous" stands for the state before
         the last one, in case the run diverged. For any other ``epoch``, and for weight files without a state,
-        ``fit`` starts with fresh optimizers. Raises UserError if a file is missing, is damaged, or does not
-        match the architecture.
+        ``fit`` starts with fresh optimizers. Raises UserError if a file is missing or damaged, does not match
+        the architecture, or has weights that are not finite in float32.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -383,6 +419,7 @@ class CycleGAN:
         if file is not None:
             model._state = read_state(file, recipe)
         else:
+            model._epoch = epoch
             require_whole(folder, epoch, is_running=(folder / run_files.LOCK).exists())
         for name, net in model.networks.items():
             if file is not None and model._state is not None:
@@ -391,5 +428,6 @@ class CycleGAN:
                 source = weights_file(folder, epoch, recipe.official_names[name])
                 networks = read_networks(source)
                 weights = choose(networks, source, generator=name in recipe.generators).weights
+            require_representable(weights, torch.float32, f"{source} ({name})")
             run_files.fit_weights(net, weights, f"{source} ({name})", architecture)
         return model

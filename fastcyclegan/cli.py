@@ -29,9 +29,11 @@ from fastcyclegan.console import Console
 from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
+from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.training.exclusive import without_replaced
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import as_interrupts, nothing_to_save
@@ -78,7 +80,8 @@ TRAIN_HELP = """Train CycleGAN on two folders of images. Without images, it trai
 dataset, which takes a few minutes.
 
 The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits; resume it \
-with --continue_train --name NAME.
+with --continue_train --name NAME. A switch of the saved run is turned off by its name with no_, or \
+without it: --no_compile, --flip.
 
 The built-in dataset has its own defaults: """ + ", ".join(_builtin_defaults())
 
@@ -102,11 +105,11 @@ def _parse(
 def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     """Return the training configuration for the command line ``args``.
 
-    With --continue_train, flags that are not given are taken from the run to resume. Otherwise, they are
-    taken from the preset of the built-in dataset if no images are given, and from the defaults if images are
-    given.
+    With --continue_train, flags that are not given are taken from the run to resume, except those that a
+    given one excludes. Otherwise, they are taken from the preset of the built-in dataset if no images are
+    given, and from the defaults if images are given.
     """
-    args = _arguments(args)
+    args, switched_off = _switched_off(_arguments(args))
     base = _base(_flags(args))
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
@@ -114,7 +117,7 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     off: dict[str, dict[str, bool]] = {}
     for group, fields in to_dict(base).items():
         switches = [name for name, value in fields.items() if value is True]
-        on[group] = dict.fromkeys(switches, True)
+        on[group] = dict.fromkeys((name for name in switches if name not in switched_off), True)
         off[group] = dict.fromkeys(switches, False)
     parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
     return with_changes(parsed, on)
@@ -134,6 +137,25 @@ def _arguments(args: Sequence[str] | None) -> Sequence[str]:
         if value.startswith("--") and value.endswith("="):
             raise UserError(f"{value[:-1]}: the value is empty")
     return args
+
+
+def _switched_off(args: Sequence[str]) -> tuple[list[str], set[str]]:
+    """Return ``args`` without the flags that turn a switch off, and the names of these switches.
+
+    Such a flag is the name of the switch with no_, or without it: --no_compile, but --flip for no_flip. The
+    official --no_dropout has no such flag, because --dropout would seem to turn dropout on. Raises UserError
+    if a switch is turned both on and off.
+    """
+    opposites = {}
+    for fields in to_dict(TrainConfig()).values():
+        for name in (name for name, value in fields.items() if value is False and name != "no_dropout"):
+            opposites[name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"] = name
+    spelled = {arg: arg.removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
+    off = {opposites[name] for name in spelled.values() if name in opposites}
+    for name in off & set(spelled.values()):
+        given = [arg for arg, spelling in spelled.items() if opposites.get(spelling, spelling) == name]
+        raise UserError(f"{' and '.join(sorted(given))} contradict each other")
+    return [arg for arg in args if opposites.get(spelled.get(arg, "")) is None], off
 
 
 def _flags(args: Sequence[str]) -> dict[str, str]:
@@ -165,7 +187,8 @@ def _resumed(flags: dict[str, str]) -> TrainConfig:
     if saved is not None:
         # Settings of a single start are reset. The folder is the current one, in case the run was moved.
         start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
-        return with_changes(saved, {"run": {**start, "checkpoints_dir": folder.parent}})
+        saved = with_changes(saved, {"run": {**start, "checkpoints_dir": folder.parent}})
+        return without_replaced(saved, flags)
     if folder.is_dir() and not {"dataroot", "data_A"} & flags.keys():
         raise UserError(
             f"{folder} does not record its training images: give --dataroot, or --data_A and --data_B"
@@ -259,7 +282,12 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     held_out = {"A": images.test_A, "B": images.test_B}
     count = len(held_out["A"])
     console.log(f"built-in dataset ({count} held-out images per domain, small networks made for it):")
-    for direction, score in builtin.scores(engine.translate, held_out, engine.device).items():
+    try:
+        scores = builtin.scores(engine.translate, held_out, engine.device)
+    except NoNumbersError:
+        console.log("  no score, because the networks give no numbers for these images")
+        return
+    for direction, score in scores.items():
         console.log(
             f"  {direction[0]} to {direction[1]}: the translations close {score.gap_closed:.2f} of the"
             " difference in stripes between the two domains (1 is all of it); their distance to the true"
@@ -381,7 +409,9 @@ def train(args: Sequence[str] | None = None) -> int:
 
 
 def translate(args: Sequence[str] | None = None) -> int:
-    """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory."""
+    """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory or
+    the network gives no numbers for them.
+    """
     return _run_to_the_end(lambda: _translate(args))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 import random
 import signal
 from collections.abc import Iterator
@@ -15,11 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcyclegan import CycleGAN, cli
+from fastcyclegan import CycleGAN, cli, load_generator
+from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
+from fastcyclegan.training.run_report import read_stats
 from tests.conftest import write_images
 from tests.models import TINY, same, tensors
+from tests.training.runs import assert_same_state
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
@@ -226,6 +231,34 @@ def test_fit_with_a_folder_writes_the_files_of_a_run(dataset: Path, tmp_path: Pa
     assert load_tensors(tmp_path / "a" / "b" / "state.pt")["iteration"] == 4
 
 
+def test_training_goes_on_from_the_epoch_that_was_loaded(dataset: Path, tmp_path: Path) -> None:
+    """Also into the same folder, whose last state is another one. The records of the others are kept."""
+    CycleGAN(**TINY, save_epoch_freq=1, print_freq=1).fit(dataset, folder=tmp_path / "r")
+    elsewhere = CycleGAN.load(tmp_path / "r", epoch="1")
+    elsewhere.fit(max_iters=2)
+    loaded = CycleGAN.load(tmp_path / "r", epoch="1")
+    assert not same(loaded, CycleGAN.load(tmp_path / "r"))
+    loaded.fit(folder=tmp_path / "r", max_iters=2)
+    assert loaded.iteration == 2
+    assert same(loaded, elsewhere)
+    assert len(read_stats(tmp_path / "r")) == 2
+    assert len(read_stats(tmp_path / "r" / "replaced-after-iteration-0")) == 10
+    loaded.fit(folder=tmp_path / "r", max_iters=3)
+    assert len(read_stats(tmp_path / "r")) == 3
+
+
+def test_folders_given_now_replace_those_of_the_configuration(dataset: Path) -> None:
+    folders = {"data_A": dataset / "trainA", "data_B": dataset / "trainB"}
+    model = CycleGAN(**{**TINY, "device": "auto"}, **folders, holdout=0.3, gpu_ids="-1")
+    model.fit(max_iters=1)
+    model.fit(dataset, max_iters=2, device="cpu")
+    assert (model.config.data.dataroot, model.config.data.data_A, model.iteration) == (dataset, None, 2)
+    model.fit(*folders.values(), max_iters=3)
+    assert (model.config.data.dataroot, model.iteration) == (None, 3)
+    with pytest.raises(UserError, match="give either --dataroot, or --data_A and --data_B, but not both"):
+        CycleGAN(**TINY, dataroot=dataset, **folders)
+
+
 def test_saving_into_an_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "notes.txt").write_text("mine")
@@ -277,3 +310,194 @@ def test_direction_refers_to_the_training_folders() -> None:
     model, turned = CycleGAN(**TINY), CycleGAN(**TINY, direction="BtoA")
     assert not np.array_equal(model.translate(array), model.translate(array, "BtoA"))
     assert np.array_equal(model.translate(array), turned.translate(array, "BtoA"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def poison(model: CycleGAN) -> None:
+    with torch.no_grad():
+        next(model.D_A.parameters())[0, 0, 0, 0] = math.nan
+
+
+def test_weights_that_are_no_numbers_are_neither_saved_nor_trained(tmp_path: Path) -> None:
+    """What was saved before stays, and no folder is created."""
+    model = CycleGAN(**TINY)
+    model.fit([tensors(1)] * 2, [tensors(1)], max_iters=2)
+    model.save(tmp_path / "kept")
+    before = contents(tmp_path / "kept")
+    poison(model)
+    for folder in (tmp_path / "kept", tmp_path / "new"):
+        with pytest.raises(
+            UserError, match=rf"{folder.name}: not saved, because D_A\.model\.0\.weight contains nan; files"
+        ):
+            model.save(folder)
+    assert contents(tmp_path / "kept") == before
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(
+        UserError,
+        match=r"^the model in memory cannot be trained: nets\.D_A\.model\.0\.weight contains nan; load a",
+    ):
+        model.fit([tensors(1)], [tensors(1)], max_iters=3)
+    assert CycleGAN.load(tmp_path / "kept").fit([tensors(1)] * 2, [tensors(1)], max_iters=3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_run_that_diverged_says_what_is_left(tmp_path: Path, ema: float) -> None:
+    """In memory, nothing that can be trained or saved. After an own folder was written, its last state."""
+    settings = {**TINY, "lr": 1e38, "ema": ema, "n_epochs": 9}
+    model = CycleGAN(**settings)
+    lost = r"; the weights in memory are lost, so create or load a CycleGAN again; half the .* is 5e\+37"
+    with pytest.raises(UserError, match=rf"(^loss \w+ is (nan|inf) at iteration \d+|^\S+ contains .*){lost}"):
+        model.fit([tensors(1)], [tensors(1)])
+    with pytest.raises(UserError, match=r"^the model in memory cannot be trained: .*; load a saved one with"):
+        model.fit([tensors(1)], [tensors(1)])
+    with pytest.raises(UserError, match=r"x: not saved, because .* contains "):
+        model.save(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_infinite_weight_after_the_last_iteration_ends_the_run() -> None:
+    """No later loss shows it."""
+    model = CycleGAN(**TINY, max_iters=1)
+    next(model.D_A.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UserError, match=r"^D_A\.model\.0\.weight contains nan after iteration 1; the"):
+        model.fit([tensors(1)], [tensors(1)])
+
+
+def test_files_with_weights_that_overflow_are_refused(tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    model.save(tmp_path / "x")
+    (tmp_path / "x" / SETS).unlink()  # it has the files' checksums
+    file = tmp_path / "x" / "latest_net_D_A.pth"
+    weights = {key: value.double() for key, value in load_tensors(file).items()}
+    weights["model.0.weight"] = weights["model.0.weight"] * 0 + 1e300
+    torch.save(weights, file)
+    with pytest.raises(UserError, match=r"latest_net_D_A\.pth"):
+        CycleGAN.load(tmp_path / "x")
+    model.fit([tensors(1)], [tensors(1)], max_iters=1)
+    model.save(tmp_path / "y")
+    state = to_cpu(load_tensors(tmp_path / "y" / "state.pt"))
+    state["nets"]["D_A"]["model.0.weight"].fill_(math.inf)
+    torch.save(state, tmp_path / "y" / "state.pt")
+    with pytest.raises(UserError, match=r"state\.pt \(D_A\): model\.0\.weight contains inf"):
+        CycleGAN.load(tmp_path / "y")
+
+
+def test_a_bad_batch_in_parts_leaves_the_model_as_it_was() -> None:
+    bad = tensors(4, 3)
+    bad[3] = math.nan
+    model, whole = (CycleGAN(**TINY, micro_batch=2, ema=0.5) for _ in range(2))
+    with pytest.raises(UserError, match=r"^batch 2 of loader A: images of domain A .* got NaN$"):
+        model.fit([tensors(4), bad], [tensors(4, 1)])
+    whole.fit([tensors(4), bad], [tensors(4, 1)], max_iters=1)
+    assert same(model, whole)
+    model.fit([tensors(4), tensors(4)], [tensors(4, 1)])  # the rest of the run
+    assert model.iteration == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: CycleGAN("photos"),
+            "CycleGAN: config must be a TrainConfig, got 'photos'; images are",
+        ),
+        (
+            lambda: CycleGAN(**TINY).fit([tensors(1)], [tensors(1)], callbacks=print),
+            r"fit: callbacks must be a list of functions, got one function f: pass \[f\]",
+        ),
+    ],
+)
+def test_mistakes_with_arguments_are_named(call: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{message}"):
+        call()
+
+
+IMAGES = tensors(1)  # made before a test changes torch's defaults
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def usual_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of ``trained_everywhere`` with torch's usual defaults."""
+    root = tmp_path_factory.mktemp("usual")
+    trained_everywhere(root)
+    return root
+
+
+def trained_everywhere(root: Path) -> None:
+    """Train on files, resume, translate, save and load in every way, with random numbers in the losses."""
+    for name, seed in (("A", 0), ("B", 1)):
+        write_images(root / name, 3, size=(20, 20), seed=seed)
+    settings = {**TINY, "gan_mode": "wgangp", "ema": 0.5, "batch_size": 2, "micro_batch": 1, "n_epochs": 2}
+    model = CycleGAN(**settings, use_dropout=True, display_freq=1)
+    model.fit(root / "A", root / "B", folder=root / "run", max_iters=2)
+    loaded = CycleGAN.load(root / "run")
+    loaded.fit(folder=root / "run", max_iters=4)
+    loaded.fit([IMAGES], [IMAGES.double()], max_iters=5, iterations_per_epoch=9)
+    Image.fromarray(np.asarray(loaded.translate(root / "A" / "000.png"))).save(root / "x.png")
+    loaded.save(root / "saved")
+    net = load_generator(root / "saved", dtype=torch.bfloat16)
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    net = load_generator(root / "saved")
+    net.save_pretrained(root / "hub")
+    hub = type(net).from_pretrained(root / "hub")
+    assert {p.dtype for p in [*net.parameters(), *hub.parameters()]} == {torch.float32}
+    assert all(p.device.type == "cpu" and not p.is_inference() for p in hub.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), hub.parameters(), strict=True))
+    args = ["--weights", str(root / "saved"), "--input", str(root / "B"), "--output", str(root / "out")]
+    assert cli.translate([*args, "--device", "cpu", "--loader", "folder"]) == 0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (lambda: default_dtype(torch.float64),),
+        (lambda: default_dtype(torch.float16), torch.no_grad),
+        (lambda: default_dtype(torch.bfloat16), lambda: default_device("meta")),
+        (torch.inference_mode, lambda: torch.device("meta")),
+        (deterministic,),
+    ],
+    ids=["float64", "float16", "bfloat16", "inference", "deterministic"],
+)
+def test_what_the_caller_set_in_torch_changes_nothing(usual_run: Path, tmp_path: Path, changed: Any) -> None:
+    """Every bit of the weights, the state, the samples and the translations is the same."""
+    with contextlib.ExitStack() as stack:
+        for change in changed:
+            stack.enter_context(change())
+        before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+        trained_everywhere(tmp_path)
+        assert before == (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled())
+    for folder in ("run", "saved"):
+        assert_same_state(usual_run / folder, tmp_path / folder)
+    files = ("x.png", "run/samples/0000002.png", "out/000.png", "out/001.png", "out/002.png")
+    for file in files:
+        assert (usual_run / file).read_bytes() == (tmp_path / file).read_bytes(), file

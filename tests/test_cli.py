@@ -19,7 +19,8 @@ from PIL import Image
 from fastcyclegan import cli
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
-from fastcyclegan.config import TrainConfig
+from fastcyclegan.config import TrainConfig, with_changes
+from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
 from tests.commands import TINY, fails
 
@@ -59,6 +60,58 @@ def test_flags_override_the_builtin_preset() -> None:
     assert parse_train(["--ngf", "8"]).model.ngf == 8
     assert parse_train(["--dataroot=x"]).model.netG == "resnet_9blocks"
     assert parse_train(["--data-A", "x", "--data-B", "y"]).data.load_size == 286
+
+
+SAVED = {
+    "data": {"data_A": Path("a"), "data_B": Path("b"), "holdout": 0.2, "no_flip": True},
+    "model": {"use_dropout": True},
+    "loss": {"gan_mode": "wgangp", "lambda_gp": 5.0},
+    "run": {"compile": True, "gpu_ids": "-1", "save_by_iter": True, "name": "r"},
+}
+
+
+def resumed(tmp_path: Path, *args: str) -> TrainConfig:
+    """Return the configuration of a run with the settings ``SAVED`` that is resumed with ``args``."""
+    (tmp_path / "r").mkdir(exist_ok=True)
+    run_files.write_config(tmp_path / "r", with_changes(TrainConfig(), SAVED))
+    (tmp_path / "r" / "state.pt").touch()
+    return parse_train(["--continue_train", "--name", "r", "--checkpoints_dir", str(tmp_path), *args])
+
+
+def test_a_resumed_run_keeps_its_settings_except_those_given_and_what_they_exclude(tmp_path: Path) -> None:
+    config = resumed(tmp_path)
+    start = {"continue_train": True, "checkpoints_dir": tmp_path}
+    assert config == with_changes(TrainConfig(), {**SAVED, "run": {**SAVED["run"], **start}})
+    config = resumed(tmp_path, "--dataroot", "x", "--device=cpu", "--gan-mode", "lsgan", "--no_dropout")
+    assert (config.data.dataroot, config.data.data_A, config.data.data_B) == (Path("x"), None, None)
+    assert (config.run.device, config.run.gpu_ids) == ("cpu", None)
+    assert (config.model.use_dropout, config.model.no_dropout) == (False, True)
+    assert config.loss.gan_mode == "lsgan"
+    assert (config.data.no_flip, config.run.compile) == (True, True)
+    assert resumed(tmp_path, "--data-A", "c").data.data_B == Path("b")
+    with pytest.raises(UserError, match="give either --dataroot, or --data_A and --data_B, but not both"):
+        resumed(tmp_path, "--dataroot", "x", "--data_A", "c", "--data_B", "d")
+    with pytest.raises(UserError, match="--holdout only applies to --data_A and --data_B"):
+        resumed(tmp_path, "--dataroot", "x", "--holdout", "0.1")
+
+
+def test_a_switch_of_a_saved_run_can_be_turned_off(tmp_path: Path) -> None:
+    config = resumed(tmp_path, "--no_compile", "--flip", "--no-save-by-iter", "--no_use_dropout")
+    assert not config.run.compile
+    assert not config.data.no_flip
+    assert not config.run.save_by_iter
+    assert not config.model.use_dropout
+    for args in (("--compile", "--no_compile"), ("--flip", "--no-flip")):
+        with pytest.raises(UserError, match=f"^{args[0]} and {args[1]} contradict each other"):
+            resumed(tmp_path, *args)
+
+
+def test_dropout_is_not_turned_on_by_a_flag_that_turns_a_switch_off(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_train(["--dropout"])
+    assert "--dropout" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(

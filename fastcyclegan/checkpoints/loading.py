@@ -19,7 +19,9 @@ from fastcyclegan.checkpoints.run_files import LOCK, read_config, saved_epochs, 
 from fastcyclegan.checkpoints.weight_sets import require_whole
 from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
+from fastcyclegan.nn.finite import require_representable
 from fastcyclegan.nn.pretrained import WEIGHTS_FILE
+from fastcyclegan.nn.torch_defaults import require_device, require_dtype, usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import arguments_in, load_tensors
 
@@ -129,6 +131,7 @@ def _generator_for(direction: Direction | None, config: TrainConfig | None) -> s
     return recipe.official_names[recipe.generator(target)]
 
 
+@usual_modes()
 def load_generator(
     source: str | Path,
     *,
@@ -149,14 +152,20 @@ def load_generator(
     generators, ``key`` chooses one. No code in the file is run. ``impl`` is as in ``Generator``.
 
     Raises UserError, with a clear one-line message, if the source cannot be read or is not a known generator,
-    and ValueError for an unknown impl.
+    and if a weight is not finite or exceeds the range of ``dtype``. Raises ValueError for an unknown impl,
+    and TypeError or ValueError for another invalid argument.
     """
+    require_dtype(dtype, "load_generator")
+    place = require_device(device, "load_generator")
+    if direction not in (None, "AtoB", "BtoA"):
+        raise ValueError(f"load_generator: direction must be AtoB or BtoA, got {direction!r}")
     file = find_weights(Path(source), direction, epoch, ema)
     network = choose(read_networks(file), file, generator=True, key=key)
+    require_representable(network.weights, dtype, file)
     with torch.device("meta"):  # initial weights would be overwritten, so do not compute them
-        net = network.architecture.build(impl)
+        net = network.architecture.build(impl).to(dtype)
     net.to_empty(device="cpu").load_state_dict(network.weights)
-    return net.to(device=device, dtype=dtype).eval()
+    return net.to(place).eval()
 
 
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:

@@ -33,11 +33,17 @@ def to_unit_range(pixels: Tensor, device: torch.device) -> Tensor:
     return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
 
 
+class NoNumbersError(ValueError):
+    """An image contains NaN or infinity, which no pixel can show."""
+
+
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
     """Convert images [N, C, H, W] in [-1, 1] to uint8 pixels [N, H, W, C], rounded and clamped.
 
-    The official code truncates instead of rounding.
+    The official code truncates instead of rounding. Raises NoNumbersError if a value is not finite.
     """
+    if not images.isfinite().all():
+        raise NoNumbersError("to_pixels: the images must be finite, got NaN or infinity")
     scaled = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
@@ -18,6 +19,10 @@ from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.fit import ImageRequirements
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
+
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Values up to here count as rounding errors of 1.
+_LIMIT = 1.001
 
 
 def _image_of(item: Any, side: str) -> Any:
@@ -81,7 +86,11 @@ class TensorLoader:
     The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
     of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools,
-    which depend only on the seed and the position. Raises UserError for input that cannot be trained on.
+    which depend only on the seed and the position.
+
+    Every batch is checked before it is trained on. Raises UserError, with the loader and the number of its
+    batch, for one that cannot be trained on. A tensor on the CPU is checked there. One on a GPU is checked on
+    the current stream, which is that of the uploads, so the check does not wait for an iteration that runs.
 
     ``stopping`` exists as in other loaders, but a wait inside the caller's code cannot ask it.
     """
@@ -107,19 +116,21 @@ class TensorLoader:
         else:
             other, self.B = _peek(B)
             pair = _image_of(first, "A"), _image_of(other, "B")
-        self.first = self._read(pair, checked=True)
+        first_A, first_B = self._read(pair, (1, 1))
+        self.first = first_A.clone(), first_B.clone()  # a loader may use its memory again
         self.batch_size = self.first[0].shape[0]
         count = batches * self.batch_size
         self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
 
-    def _pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Yield pairs of the images of A and B, endlessly."""
+    def _pairs(self) -> Iterator[tuple[tuple[Any, Any], tuple[int, int]]]:
+        """Yield pairs of the images of A and B, and the numbers of their batches, endlessly."""
         if self.B is None:
-            for item in _endless(self.A):
-                yield _pair_of(item)
+            for number, item in _endless(self.A):
+                yield _pair_of(item), (number, number)
             return
-        for item_A, item_B in zip(_endless(self.A), _endless(self.B), strict=False):
-            yield _image_of(item_A, "A"), _image_of(item_B, "B")
+        both = zip(_endless(self.A), _endless(self.B), strict=False)
+        for (number_A, item_A), (number_B, item_B) in both:
+            yield (_image_of(item_A, "A"), _image_of(item_B, "B")), (number_A, number_B)
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Yield the batches of the iterations [start, stop).
@@ -129,8 +140,8 @@ class TensorLoader:
         per_epoch, iteration = self.plan.iterations_per_epoch, start
         while iteration < stop:
             end = min(stop, (iteration // per_epoch + 1) * per_epoch)
-            for pair in itertools.islice(self._pairs(), end - iteration):
-                yield self._batch(iteration, *self._read(pair))
+            for pair, numbers in itertools.islice(self._pairs(), end - iteration):
+                yield self._batch(iteration, *self._read(pair, numbers))
                 iteration += 1
             if iteration < end:
                 raise UserError(
@@ -146,28 +157,26 @@ class TensorLoader:
         no_paths = [""] * len(samples)
         return Batch(a, b, no_paths, list(no_paths), samples)
 
-    def _read(self, pair: tuple[Any, Any], checked: bool = False) -> tuple[Tensor, Tensor]:
-        images_A, images_B = pair
-        a = self._images(images_A, "A", checked)
-        b = self._images(images_B, "B", checked)
+    def _read(self, pair: tuple[Any, Any], numbers: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the images of A and B of one iteration. They come from the batches of these numbers."""
+        a, b = (self._images(*one) for one in zip(pair, "AB", numbers, strict=True))
         count = min(a.shape[0], b.shape[0])
         return a[:count], b[:count]
 
-    def _images(self, images: Any, side: str, checked: bool) -> Tensor:
+    def _images(self, images: Any, side: str, number: int) -> Tensor:
         """Check ``images`` of domain ``side`` and convert them to the form that the engine takes."""
-        self._check_shape(images, side)
+        try:
+            self._check_shape(images, side)
+            images = images.detach()
+            _check_values(images, side)
+        except UserError as error:
+            loader = "the loader" if self.B is None else f"loader {side}"
+            raise UserError(f"batch {number} of {loader}: {error}") from None
+        if images.is_inference():
+            images = images.clone()  # autograd could not save them for the backward pass
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
-            images = images.float().div_(127.5).sub_(1.0)
-        elif not images.is_floating_point():
-            raise UserError(
-                f"images of domain {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
-            )
-        elif checked and images.abs().amax() > 1.001:
-            low, high = images.amin().item(), images.amax().item()
-            raise UserError(
-                f"images of domain {side} must be in [-1, 1], got values from {low:g} to {high:g}"
-            )
+            images = images.to(torch.float32).div_(127.5).sub_(1.0)
         return images.to(torch.float32).contiguous(memory_format=torch.channels_last)
 
     def _check_shape(self, images: Any, side: str) -> None:
@@ -176,6 +185,9 @@ class TensorLoader:
         expected = f"images of domain {side} must be tensors [N, {channels}, H, W]"
         if not isinstance(images, Tensor):
             raise UserError(f"{expected}, got {type(images).__name__}")
+        if images.is_nested or images.is_meta or images.layout != torch.strided:
+            kind = "on the meta device" if images.is_meta else f"of layout {images.layout}"
+            raise UserError(f"{expected}, got one {'that is nested' if images.is_nested else kind}")
         if images.dim() != 4 or images.shape[1] != channels or not images.shape[0]:
             raise UserError(f"{expected}, got shape {list(images.shape)}")
         height, width = images.shape[2:]
@@ -185,6 +197,21 @@ class TensorLoader:
                     f"images of domain {side} are {width}x{height}, but the networks need sides that are"
                     f" multiples of {required.size_multiple} and at least {required.least_side}"
                 )
+
+
+def _check_values(images: Tensor, side: str) -> None:
+    """Raise UserError if ``images`` have another dtype, are not finite or exceed [-1, 1]."""
+    if images.dtype == torch.uint8:
+        return
+    if images.dtype not in _FLOATS:
+        raise UserError(
+            f"images of domain {side} must be floating point in [-1, 1] or uint8, got {images.dtype}"
+        )
+    low, high = torch.stack(torch.aminmax(images)).tolist()
+    if math.isnan(low) or math.isnan(high):
+        raise UserError(f"images of domain {side} must be in [-1, 1], got NaN")
+    if low < -_LIMIT or high > _LIMIT:
+        raise UserError(f"images of domain {side} must be in [-1, 1], got values from {low:g} to {high:g}")
 
 
 def _peek(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -199,11 +226,11 @@ def _peek(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, loader
 
 
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """Yield the items of ``loader`` over and over; stop if it yields none."""
+def _endless(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the items of ``loader`` over and over, each with its number from 1; stop if it yields none."""
     while True:
-        item = None
-        for item in loader:
-            yield item
-        if item is None:
+        number = 0
+        for number, item in enumerate(loader, start=1):
+            yield number, item
+        if not number:
             return

@@ -108,7 +108,7 @@ def why_not_compiled(device: torch.device) -> str:
         except exc.InvalidCxxCompiler:
             return "no C++ compiler found (on Debian or Ubuntu: apt-get install g++)"
     try:
-        torch.compile(lambda x: torch.cos(x) + 1)(torch.zeros(64, device=device))
+        torch.compile(lambda x: torch.cos(x) + 1)(torch.zeros(64, dtype=torch.float32, device=device))
     # The compiler, its headers or its linker can raise anything. The caller reports the reason and trains
     # without compiling.
     except Exception as error:

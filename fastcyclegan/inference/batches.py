@@ -15,7 +15,7 @@ from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.errors import is_out_of_memory
 from fastcyclegan.inference.memory import Budget
 from fastcyclegan.inference.outputs import Output
-from fastcyclegan.inference.translator import Translator, padded_side
+from fastcyclegan.inference.translator import Translator, no_numbers, padded_side
 
 Item = tuple[Output, Tensor]
 """An image, and its pixels [H, W, C] before the translation."""
@@ -73,8 +73,9 @@ def padded_size(pixels: Tensor, translator: Translator) -> tuple[int, int]:
 class FittingTranslator:
     """Translates batches, in parts or one image at a time if memory is short.
 
-    ``failed`` is called with the description of an image that does not fit even alone. ``release`` is called
-    before a second try, to free memory. Without a ``budget``, a batch is tried regardless of its size.
+    ``failed`` is called with the description of an image that does not fit even alone, and ``no_numbers``
+    with that of an image that the network gives no numbers for. ``release`` is called before a second try, to
+    free memory. Without a ``budget``, a batch is tried regardless of its size.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class FittingTranslator:
         budget: Budget | None,
         failed: Callable[[str], None],
         release: Callable[[], None],
+        no_numbers: Callable[[str], None],
     ) -> None:
         self.translator, self.budget = translator, budget
-        self.failed, self.release = failed, release
+        self.failed, self.release, self.no_numbers = failed, release, no_numbers
 
     def __call__(self, batch: list[Item]) -> Iterator[Translated]:
         """Yield the images of ``batch``, whose sizes are equal after padding, with their translations."""
@@ -110,8 +112,7 @@ class FittingTranslator:
     def _part(self, part: list[Item]) -> Iterator[Translated]:
         translations = self._attempt(part)
         if translations is not None:
-            for (output, before), after in zip(part, translations, strict=True):
-                yield output, before, after
+            yield from self._numbers(part, translations)
             return
         self._free()
         for item in part:
@@ -120,9 +121,19 @@ class FittingTranslator:
                 self._free()
                 self._name(item)
             else:
-                yield (*item, alone[0])
+                yield from self._numbers([item], alone)
 
-    def _attempt(self, part: list[Item]) -> list[NDArray[np.uint8]] | None:
+    def _numbers(
+        self, part: list[Item], translations: list[NDArray[np.uint8] | None]
+    ) -> Iterator[Translated]:
+        """Yield the images of ``part`` with their translations, and name those that have none."""
+        for (output, before), after in zip(part, translations, strict=True):
+            if after is None:
+                self.no_numbers(no_numbers(output.source))
+            else:
+                yield output, before, after
+
+    def _attempt(self, part: list[Item]) -> list[NDArray[np.uint8] | None] | None:
         """Return the translations, or None if memory runs out.
 
         The error is gone on return: its traceback would keep the tensors of the failed attempt in memory.

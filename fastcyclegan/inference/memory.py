@@ -88,7 +88,9 @@ def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
     for module in copied.modules():  # layers with hooks run PyTorch's operators, whatever the network's impl
         module.register_forward_pre_hook(live.before)
         module.register_forward_hook(live.after)
-    image = torch.zeros(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+    image = torch.zeros(1, channels, side, side, dtype=torch.float32).contiguous(
+        memory_format=torch.channels_last
+    )
     with torch.inference_mode():
         copied(image)
     return live.peak / side**2

@@ -29,6 +29,7 @@ from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.inference.writer import Writer
+from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import remove_stale_partials
 
 GRID_ROWS = 8
@@ -70,7 +71,7 @@ class TranslateConfig:
     grid: bool = False
     #: Skip and list images that cannot be read or do not fit into memory, and exit with code 0. By default,
     #: an image that cannot be read ends the program, and if one does not fit, the others are translated and
-    #: the exit code is 1.
+    #: the exit code is 1. The exit code is always 1 if the network's output is not a number for an image.
     skip_bad_images: bool = False
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali for 64
     #: images or more, if it is installed and works.
@@ -102,12 +103,23 @@ class _Failures:
     def __init__(self, config: TranslateConfig, console: Console) -> None:
         self.skip, self.console = config.skip_bad_images, console
         self.texts: list[str] = []
+        self.no_numbers: list[str] = []
         self.fatal: BadImageError | None = None
 
     def add(self, text: str) -> None:
         """Print an image that fails, but does not end the program."""
         self.texts.append(text)
         self.console.log(f"skipped {text}" if self.skip else f"not translated: {text}")
+
+    def add_no_numbers(self, text: str) -> None:
+        """Print an image that the network gives no numbers for. It is not the image that is bad."""
+        self.no_numbers.append(text)
+        self.console.log(f"not translated: {text}")
+
+    @property
+    def returned(self) -> list[str]:
+        """The images that failed, without those that ``skip_bad_images`` allows to fail."""
+        return self.no_numbers if self.skip else [*self.texts, *self.no_numbers]
 
     def bad(self, error: BadImageError) -> bool:
         """Print or keep the error of an image that cannot be read, and return whether to read the others."""
@@ -163,12 +175,14 @@ def _reduced(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(image).reshape(size[1], size[0], channels)
 
 
+@usual_modes()
 def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     """Translate the images given by ``config``.
 
-    Returns a description of each image that could not be translated for lack of memory, or an empty list if
-    ``skip_bad_images`` is set. They are printed as well. Raises UserError for mistakes that the user can fix,
-    and OSError if a translation cannot be written; what has been written until then is printed.
+    Returns a description of each image that could not be translated for lack of memory (but not if
+    ``skip_bad_images`` is set), or because the network gives no numbers for it. They are printed as well.
+    Raises UserError for mistakes that the user can fix, and OSError if a translation cannot be written; what
+    has been written until then is printed.
     """
     plan = plan_outputs(config.input, config.output, config.grid)
     if plan.found is not None:
@@ -204,7 +218,7 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
         console.log(f"wrote {count} to {config.output} {when}")
     if failures.fatal is not None:
         raise UserError(f"bad image {failures.fatal}; --skip_bad_images skips such images")
-    return [] if config.skip_bad_images else failures.texts
+    return failures.returned
 
 
 def _translated(
@@ -215,7 +229,9 @@ def _translated(
     writer: Writer,
 ) -> Iterator[Translated]:
     """Yield the images that fit into memory with their translations, in any order."""
-    fitting = FittingTranslator(translator, budget_of(translator), failures.add, writer.drain)
+    fitting = FittingTranslator(
+        translator, budget_of(translator), failures.add, writer.drain, failures.add_no_numbers
+    )
     for batch in gathered(rows, translator, config.batch_size, failures.bad):
         yield from fitting(batch)
 

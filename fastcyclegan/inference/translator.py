@@ -20,9 +20,16 @@ from torch import Tensor, nn
 from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.engine.ahead import Ahead, dry_translation
+from fastcyclegan.errors import UserError
+from fastcyclegan.nn.finite import are_finite
 from fastcyclegan.nn.networks import computed_by
 
 ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
+
+
+def no_numbers(image: object) -> str:
+    """Return the message about an image whose translation is NaN or infinite. ``image`` names it."""
+    return f"the network gives no numbers for {image}: its weights are too large or damaged"
 
 
 def padded_side(side: int, multiple: int) -> int:
@@ -64,25 +71,38 @@ class Translator:
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
 
     @torch.inference_mode()
-    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
+    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8] | None]:
         """Translate uint8 images [H, W, C] whose sizes are equal after padding.
 
-        Each result has the size of its image.
+        Each result has the size of its image. It is None if the network gives no numbers for the image.
         """
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
-        result = to_pixels(self._apply(to_unit_range(padded, self.device)))
-        translations = []
-        for image, pixels in zip(images, result, strict=True):
+        result = self._apply(to_unit_range(padded, self.device))
+        parts = []
+        for translation, image in zip(result, images, strict=True):
+            parts.append(translation[:, : image.shape[0], : image.shape[1]])
+        finite = are_finite(parts)
+        if not all(finite):
+            result = result.nan_to_num()
+        translations: list[NDArray[np.uint8] | None] = []
+        for pixels, image, is_finite in zip(to_pixels(result), images, finite, strict=True):
             height, width = image.shape[:2]
-            translations.append(pixels[:height, :width])
+            translations.append(pixels[:height, :width] if is_finite else None)
         return translations
 
     @torch.no_grad()
     def tensors(self, images: Tensor) -> Tensor:
-        """Translate float images [N, C, H, W] in [-1, 1]. The result has the same dtype and device."""
+        """Translate float images [N, C, H, W] in [-1, 1]. The result has the same dtype and device.
+
+        Raises UserError if the network gives no numbers for one of them.
+        """
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
         result = self._apply(padded.contiguous(memory_format=torch.channels_last))
-        return result[:, :, : images.shape[2], : images.shape[3]].to(images)
+        result = result[:, :, : images.shape[2], : images.shape[3]]
+        finite = are_finite(list(result))
+        if not all(finite):
+            raise UserError(no_numbers(f"image {finite.index(False) + 1} of {len(finite)} of the tensor"))
+        return result.to(images)
 
     def _apply(self, images: Tensor) -> Tensor:
         if self.ahead is not None:
@@ -104,8 +124,8 @@ def translate_images(
 
     Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
     path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
-    in [-1, 1]. Raises BadImageError for a file that cannot be read, and ValueError or TypeError for anything
-    that is not such an image.
+    in [-1, 1]. Raises BadImageError for a file that cannot be read, UserError for an image that the network
+    gives no numbers for, and ValueError or TypeError for anything that is not such an image.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -123,6 +143,8 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -
     def flush(batch: list[tuple[int, Tensor]]) -> None:
         translations = translator([pixels for _, pixels in batch])
         for (place, _), translation in zip(batch, translations, strict=True):
+            if translation is None:
+                raise UserError(no_numbers(_name_of(images[place], place, len(images))))
             results[place] = _to_type_of(translation, images[place])
 
     for place, image in enumerate(images):
@@ -138,6 +160,13 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -
     for batch in waiting.values():
         flush(batch)
     return results
+
+
+def _name_of(image: Any, place: int, count: int) -> str:
+    """Return a name for ``image``, the one at ``place`` of ``count`` images."""
+    if isinstance(image, (str, Path)):
+        return str(image)
+    return "the image" if count == 1 else f"image {place + 1} of {count}"
 
 
 def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:

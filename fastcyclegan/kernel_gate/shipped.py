@@ -65,7 +65,8 @@ def _step(
 
 def _translate(model: ModelConfig, precision: str, batch: int) -> None:
     net = build_networks(model)["G_AB"]
-    images = torch.zeros(batch, model.input_nc, SIZE, SIZE).to(memory_format=torch.channels_last)
+    images = torch.zeros(batch, model.input_nc, SIZE, SIZE, dtype=torch.float32)
+    images = images.to(memory_format=torch.channels_last)
     dry_translation(net, images, DTYPES[precision])
 
 
@@ -91,13 +92,13 @@ def _operators(dtype: torch.dtype) -> None:
     for shape in ((1, 64, 256, 256), (1, 256, 32, 32)):
         x = torch.zeros(shape, dtype=dtype, requires_grad=True)
         residual = torch.zeros(shape, dtype=dtype, requires_grad=True)
-        weight = torch.zeros(shape[1], requires_grad=True)
-        bias = torch.zeros(shape[1], requires_grad=True)
+        weight = torch.zeros(shape[1], dtype=torch.float32, requires_grad=True)
+        bias = torch.zeros(shape[1], dtype=torch.float32, requires_grad=True)
         y = instance_norm(x, weight, bias, act="leaky_relu", residual=residual, impl="triton")
         y.backward(torch.empty_like(y))
     for inputs, outputs in ((256, 256), (64, 3)):
-        weight = torch.zeros(outputs, inputs, 3, 3, requires_grad=True)
-        bias = torch.zeros(outputs, requires_grad=True)
+        weight = torch.zeros(outputs, inputs, 3, 3, dtype=torch.float32, requires_grad=True)
+        bias = torch.zeros(outputs, dtype=torch.float32, requires_grad=True)
         x = _image(inputs, 64, dtype)
         for _ in range(2):
             y = reflect_conv2d(x, weight, bias, padding=1, impl="triton")

@@ -124,5 +124,6 @@ def _run(config: TrainConfig, precision: str) -> None:
     engine.dry_step(random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
     for target, channels in zip(("B", "A"), sides, strict=True):
         name = recipe.generator(target)
-        image = torch.zeros(1, channels, size, size).to(memory_format=torch.channels_last)
+        image = torch.zeros(1, channels, size, size, dtype=torch.float32)
+        image = image.to(memory_format=torch.channels_last)
         dry_translation(engine.nets[name], image, engine.choices.dtype)

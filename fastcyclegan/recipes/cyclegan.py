@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.nn.networks import build_discriminator, build_generator
+from fastcyclegan.nn.torch_defaults import float32_by_default
 from fastcyclegan.recipes.image_pool import ImagePool
 from fastcyclegan.recipes.losses import BatchedLosses
 from fastcyclegan.recipes.recipe import Compile, Forward, Inputs, Phase, PhaseResult, Translate, uncompiled
@@ -24,18 +25,20 @@ GENERATORS, DISCRIMINATORS = ("G_AB", "G_BA"), ("D_A", "D_B")
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """Build and initialise the four networks in the official order: G_AB, G_BA, D_B, D_A.
 
-    The order determines which initial weights a seed produces.
+    The order determines which initial weights a seed produces. They are in float32, whatever torch's default
+    dtype is.
     """
 
     def initialised(net: nn.Module) -> nn.Module:
         return init_weights(net, config.init_type, config.init_gain)
 
-    return {
-        "G_AB": initialised(build_generator(config, config.input_nc, config.output_nc)),
-        "G_BA": initialised(build_generator(config, config.output_nc, config.input_nc)),
-        "D_B": initialised(build_discriminator(config, config.output_nc)),
-        "D_A": initialised(build_discriminator(config, config.input_nc)),
-    }
+    with float32_by_default():
+        return {
+            "G_AB": initialised(build_generator(config, config.input_nc, config.output_nc)),
+            "G_BA": initialised(build_generator(config, config.output_nc, config.input_nc)),
+            "D_B": initialised(build_discriminator(config, config.output_nc)),
+            "D_A": initialised(build_discriminator(config, config.input_nc)),
+        }
 
 
 class CycleGANRecipe:
@@ -107,8 +110,10 @@ class CycleGANRecipe:
         for side, pairs in draws.items():
             numbers[f"pool_{side}"] = torch.tensor(self.pools[side].decide(pairs), dtype=torch.int64)
         if self.has_penalty:
-            numbers["mix_B"] = torch.tensor([sample.mix_B for sample in batch.samples])
-            numbers["mix_A"] = torch.tensor([sample.mix_A for sample in batch.samples])
+            mix_B = [sample.mix_B for sample in batch.samples]
+            numbers["mix_B"] = torch.tensor(mix_B, dtype=torch.float32)
+            mix_A = [sample.mix_A for sample in batch.samples]
+            numbers["mix_A"] = torch.tensor(mix_A, dtype=torch.float32)
         return numbers
 
     def is_steady(self, batch: Batch) -> bool:

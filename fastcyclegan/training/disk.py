@@ -91,7 +91,7 @@ def state_bytes(run: Run, shapes: tuple[Shape, Shape] | None) -> int:
     for net in run.engine.nets.values():
         parameters = list(net.parameters())
         # Adam keeps two moments and a counter for each parameter.
-        total += 2 * _saved(parameters) + _saved(torch.zeros(()) for _ in parameters)
+        total += 2 * _saved(parameters) + _saved(torch.zeros((), dtype=torch.float32) for _ in parameters)
     if shapes is not None:
         total += sum(4 * math.prod(shape) for shape in shapes) * run.config.loss.pool_size
     return total
@@ -113,7 +113,7 @@ def _grid_size(run: Run, shapes: tuple[Shape, Shape]) -> tuple[int, int]:
 
     A PNG needs at most three bytes per pixel, if the images are noise.
     """
-    pixel = torch.zeros(1, 1, 1, 1)
+    pixel = torch.zeros(1, 1, 1, 1, dtype=torch.float32)
     columns = len(run.engine.recipe.samples(lambda name, image: image, pixel, pixel))
     height, width = (max(sides) for sides in list(zip(*shapes, strict=True))[1:])
     width = max(width, _LABEL_WIDTH)

@@ -17,7 +17,7 @@ from fastcyclegan.data.loader import Log
 from fastcyclegan.errors import UserError, printable, system_reason
 from fastcyclegan.tensor_files import fitting_name
 from fastcyclegan.training.run_lock import RunLock
-from fastcyclegan.training.run_report import CURVES, PAGE, STATS
+from fastcyclegan.training.run_report import CURVES, PAGE, REPLACED, STATS
 
 DATASET = "dataset"
 
@@ -67,6 +67,8 @@ def _remove_run(folder: Path) -> None:
     """
     for name in ("samples", "tensorboard", DATASET):
         shutil.rmtree(folder / name, ignore_errors=True)
+    for replaced in folder.glob(f"{REPLACED}*"):
+        shutil.rmtree(replaced, ignore_errors=True)
     for file in folder.glob("*_net_*.pth"):
         file.unlink()
     for name in (SETS, STATE, PREVIOUS, STATS, PAGE, CURVES, CONFIG):

@@ -29,6 +29,8 @@ SAMPLES = "samples"
 STATS = "stats.jsonl"
 CURVES = "losses.png"
 EVENTS = "tensorboard"
+REPLACED = "replaced-after-iteration-"
+"""Beginning of the name of a folder with the records and grids of a run before it went back."""
 SAMPLE_ROWS = 4
 """The largest number of rows of a sample grid."""
 
@@ -49,6 +51,25 @@ def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
                 record = None
             yield line, record
+
+
+def _new_folder(run: Path, name: str) -> Path:
+    """Return a folder in ``run`` that does not exist: ``name``, or that with a number."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(run / each for each in itertools.chain([name], numbered) if not (run / each).exists())
+
+
+def _copy_records(file: Path, start: int, folder: Path) -> int:
+    """Copy the whole lines of ``file`` from byte ``start`` on to ``folder``. Return their number."""
+    with file.open("rb") as stream:
+        stream.seek(start)
+        lines = [line for line in stream if line.endswith(b"\n")]
+    if lines:
+        target = folder / file.name
+        with naming(target):
+            folder.mkdir(exist_ok=True)
+            write_atomically(target, lambda partial: partial.write_bytes(b"".join(lines)))
+    return len(lines)
 
 
 def read_stats(run: Path) -> list[dict[str, Any]]:
@@ -102,8 +123,10 @@ class Report:
     """Writes the files in a run's folder that show its progress. Iterations count from 1.
 
     If ``resume_at`` is given, the records and sample grids of later iterations are dropped. They come from a
-    process that was killed after it logged those iterations but before it saved its state. At most ``keep``
-    sample grids are kept. Raises UserError, here and in each method, if a file cannot be written.
+    process that was killed after it logged those iterations but before it saved its state, so the same ones
+    are made again. If ``keep_later`` is true, the run goes back to an earlier state and they may differ, so
+    they are moved to a new folder, ``replaced``. At most ``keep`` sample grids are kept. Raises UserError,
+    here and in each method, if a file cannot be written.
     """
 
     def __init__(
@@ -114,8 +137,15 @@ class Report:
         panels: Mapping[str, Sequence[str]],
         resume_at: int | None = None,
         keep: int = 100,
+        *,
+        keep_later: bool = False,
     ) -> None:
         self.run, self.panels = run, panels
+        self.replaced: Path | None = None
+        """Where later records and grids are now, if there were any."""
+        self.moved_records = 0
+        if keep_later and resume_at is not None:
+            self.replaced = _new_folder(run, f"{REPLACED}{resume_at}")
         self.losses = tuple(itertools.chain.from_iterable(panels.values()))
         self.missing: list[str] = []
         self.can_draw = self._has("matplotlib")
@@ -123,7 +153,8 @@ class Report:
         self.drawn = 0
         self.last_recorded = -1
         self._read_stats(resume_at)
-        self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(name, config), keep, resume_at)
+        later = None if self.replaced is None else self.replaced / SAMPLES
+        self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(name, config), keep, resume_at, later)
         self.events = self._open_events(resume_at)
 
     @property
@@ -157,12 +188,14 @@ class Report:
     def _read_stats(self, resume_at: int | None) -> None:
         """Read the records of an earlier process, and cut off those after iteration ``resume_at``.
 
-        An unfinished last line is cut off too.
+        An unfinished last line is cut off too. The records are first copied to the folder ``replaced``.
         """
         file, kept = self.run / STATS, 0
         for line, record in _lines(file):
             later = record is not None and resume_at is not None and record["iteration"] > resume_at
             if later or not line.endswith(b"\n"):
+                if self.replaced is not None:
+                    self.moved_records = _copy_records(file, kept, self.replaced)
                 with naming(file):
                     os.truncate(file, kept)
                 return

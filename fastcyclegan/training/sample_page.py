@@ -27,24 +27,46 @@ class SamplePage:
     """The sample grids in ``folder``, at most ``keep`` of them, and ``page`` beside it, which shows them.
 
     ``head`` is the start of the page, up to the grids. With ``resume_at``, grids of later iterations are
-    removed. The page always shows the files that are there: it is written after a grid is added and before
-    grids are removed, and anew when this object is created. Raises UserError if a file cannot be written.
+    removed, or moved to the folder ``later`` if it is given; ``moved`` is their number. The page always shows
+    the files that are there: it is written after a grid is added and before grids are removed, and anew when
+    this object is created. Raises UserError if a file cannot be written.
     """
 
-    def __init__(self, folder: Path, page: Path, head: str, keep: int, resume_at: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        page: Path,
+        head: str,
+        keep: int,
+        resume_at: int | None = None,
+        later: Path | None = None,
+    ) -> None:
         self.folder, self.page, self.head, self.keep = folder, page, head, keep
         with naming(self.folder):
             self.folder.mkdir(exist_ok=True)
             remove_partials(self.folder)
             found = sorted(map(_iteration, self.folder.glob("*.png")))
         shown, self.removed = self._read()
-        later = [n for n in found if resume_at is not None and n > resume_at]
-        self.kept = [n for n in found if n > 0 and n not in later]
+        surplus = [n for n in found if resume_at is not None and n > resume_at]
+        self.kept = [n for n in found if n > 0 and n not in surplus]
+        self.moved = 0
+        if later is not None and surplus:
+            self._move(surplus, later)
+            self.moved, surplus = len(surplus), []
         # The process was killed after it wrote the page and before it removed these files. Now they count as
         # kept again, so they must not count as removed.
         unfinished = [n for n in self.kept if n not in shown and n < max(shown, default=0)]
         self.removed = max(0, self.removed - len(unfinished))
-        self._update(later)
+        self._update(surplus)
+
+    def _move(self, iterations: Sequence[int], target: Path) -> None:
+        """Move the grids of ``iterations`` to the folder ``target``."""
+        with naming(target):
+            target.mkdir(parents=True, exist_ok=True)
+        for iteration in iterations:
+            file = self.file(iteration)
+            with naming(file):
+                file.replace(target / file.name)
 
     def _read(self) -> tuple[set[int], int]:
         """Return the iterations that the page shows, and how many grids were removed before."""

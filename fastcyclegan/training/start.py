@@ -25,6 +25,7 @@ from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import StoppedError, UserError, cannot_write
+from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.training.resume import restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
@@ -161,6 +162,7 @@ def _start(
     run.table = describe_run(run)
     reporter.check()
     _restore(run, overrides, reporter.log)
+    _require_finite(run, overrides)
     reporter.check()
     if run.iteration < run.last and run.folder is not None:
         _write_config(run.folder, config)
@@ -173,6 +175,22 @@ def _restore(run: Run, overrides: Overrides, log: Log) -> None:
         restore_state(run, overrides.state, "the previous state", log)
     elif run.config.run.continue_train:
         resume(run, log)
+
+
+def _require_finite(run: Run, overrides: Overrides) -> None:
+    """Raise UserError if a weight, a running average or a value of Adam is not finite."""
+    state = run.engine.state_dict()
+    found = not_finite_in({name: state[name] for name in ("nets", "ema", "optimizers") if name in state})
+    if found is None:
+        return
+    if overrides.nets is not None:
+        raise UserError(
+            f"the model in memory cannot be trained: {found}; load a saved one with CycleGAN.load, or create"
+            " a new CycleGAN"
+        )
+    if not run.config.run.continue_train:
+        raise UserError(f"the initial weights cannot be trained: {found}; use a smaller --init_gain")
+    raise UserError(f"{run.folder}: {found}, so the run cannot be resumed from there; use another --epoch")
 
 
 def _make_engine(

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.checkpoints.run_files import PREVIOUS
+from fastcyclegan.checkpoints.run_files import PREVIOUS, saved_epochs
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.pixels import draw_grid, to_pixels
+from fastcyclegan.data.pixels import NoNumbersError, draw_grid, to_pixels
 from fastcyclegan.data.tensor_loader import TensorLoader, naming_dead_workers
 from fastcyclegan.errors import StoppedError, UserError, system_reason
+from fastcyclegan.nn.finite import not_finite_in
+from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.disk import disk_warning
 from fastcyclegan.training.intervals import Interval
@@ -116,7 +118,9 @@ class Trainer:
         resume_at = run.iteration if options.continue_train else None
         panels = run.engine.recipe.loss_panels
         name, keep = str(options.name), options.keep_samples
-        self.report = Report(folder, name, to_dict(run.config), panels, resume_at, keep)
+        config, goes_back = to_dict(run.config), self._goes_back(folder)
+        self.report = Report(folder, name, config, panels, resume_at, keep, keep_later=goes_back)
+        self._log_replaced(self.report)
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
@@ -128,6 +132,25 @@ class Trainer:
             label = self._label(is_last=run.iteration >= run.last)
             if self.writer.write_missing(self.state(), label, with_state=not run.resumed_from_file):
                 self.console.log(f"wrote the weights of iteration {run.iteration}, which the folder lacked")
+
+    def _goes_back(self, folder: Path) -> bool:
+        """Whether the run resumes from an earlier point than its last state, at the caller's request."""
+        run = self.run
+        return run.config.run.epoch != "latest" or (not run.resumed_from_file and bool(saved_epochs(folder)))
+
+    def _log_replaced(self, report: Report) -> None:
+        """Log where the records of later iterations are, if there were any."""
+        run, epoch = self.run, self.run.config.run.epoch
+        if not report.moved_records and not report.page.moved:
+            return
+        text = (
+            f"the run goes back to iteration {run.iteration}; what came after it (log records:"
+            f" {report.moved_records}, sample grids: {report.page.moved}) is now in {report.replaced}"
+        )
+        optim = run.config.optim
+        if epoch.isdecimal() and optim.epoch_count == 1 and int(epoch) < optim.last_epoch:
+            text += f"; its epochs are counted from 1: --epoch_count {int(epoch) + 1} continues the count"
+        self.console.log(text)
 
     def stop_after(self, number: int) -> None:
         """Make the loop end after the current iteration.
@@ -281,6 +304,12 @@ class Trainer:
         loss = f"loss {self.names[column]} is {values[row, column].item()}"
         raise UnsavableError(f"{loss} at iteration {iteration}; {self._good_state()}")
 
+    def _require_finite_weights(self) -> None:
+        """Raise UserError if the last iteration made a weight infinite, which only the next losses show."""
+        found = not_finite_in(self.run.engine.state_dict()["nets"])
+        if found is not None:
+            raise UnsavableError(f"{found} after iteration {self.run.iteration}; {self._good_state()}")
+
     def _good_state(self) -> str:
         """Return which saved state is good now that the run has diverged, and how to resume from it.
 
@@ -290,7 +319,10 @@ class Trainer:
         if self.writer is not None:
             self.writer.close()  # the last state may still be being written
         if run.folder is None or self.writer is None or self.writer.saved_iteration is None:
-            return "no state was saved yet"
+            lost = "no state was saved yet"
+            if run.folder is None:
+                lost = "the weights in memory are lost, so create or load a CycleGAN again"
+            return f"{lost}; half the learning rate is {run.config.optim.lr / 2:g}"
         last = f"the state of iteration {self.writer.saved_iteration}"
         previous = run.folder / PREVIOUS
         # With the same settings, the run would diverge again in the same way.
@@ -398,11 +430,21 @@ class Trainer:
     def _samples(self) -> None:
         """Translate the same images in both directions and back, and add the results to the report.
 
-        The images are held-out ones if there are any, otherwise training images.
+        The images are held-out ones if there are any, otherwise training images. Nothing is drawn if a
+        network's output is not finite. Raises UserError if the losses are not, either.
         """
         started = time.monotonic()
         self._require_folder()
-        self.report.add_samples(self.run.iteration, draw_grid(self._sample_columns()))
+        try:
+            grid = draw_grid(self._sample_columns())
+        except NoNumbersError:
+            self._flush()
+            self.console.log(
+                f"the networks give no numbers for the sample images after iteration {self.run.iteration}, so"
+                " no grid was drawn"
+            )
+        else:
+            self.report.add_samples(self.run.iteration, grid)
         self.sampled_at = self.run.iteration
         self.samples_interval.restart(time.monotonic() - started)
 
@@ -430,6 +472,7 @@ class Trainer:
                 self._log(run.plan.batch(run.iteration - 1)[0])
         self.console.end_progress()
         if self.writer is None:
+            self._require_finite_weights()
             return
         self.writer.wait()
         if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
@@ -452,6 +495,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+@usual_modes()
 def train(
     config: TrainConfig,
     console: Console,

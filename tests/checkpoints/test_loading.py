@@ -203,3 +203,42 @@ def test_translates_with_the_generator_at_a_key(tmp_path: Path, capsys: pytest.C
     assert "contains 2 generators; set key to one of G_A2B, G_B2A" in capsys.readouterr().err
     assert cli.translate([*flags, "--key", "G_A2B"]) == 0
     assert np.asarray(Image.open(tmp_path / "out" / "000.png")).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1e5, torch.float16), (3.4e38, torch.bfloat16)], ids=["half", "bfloat16"]
+)
+def test_weights_that_overflow_in_the_dtype_are_refused(
+    tmp_path: Path, value: float, dtype: torch.dtype
+) -> None:
+    state = Generator(ngf=2, n_blocks=1).state_dict()
+    state["model.7.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "g.pth")
+    assert load_generator(tmp_path / "g.pth").state_dict()["model.7.weight"].max() == torch.tensor(value)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"g\.pth: model\.7\.weight .* but {kind} ends at"):
+        load_generator(tmp_path / "g.pth", dtype=dtype)
+
+
+def test_weights_in_float64_keep_their_bits(tmp_path: Path) -> None:
+    state = Generator(ngf=2, n_blocks=1).double().state_dict()
+    state["model.7.weight"] += 1e-12
+    torch.save(state, tmp_path / "g.pth")
+    loaded = load_generator(tmp_path / "g.pth", dtype=torch.float64).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "fp16"}, TypeError, "dtype must be a torch.dtype such as torch.float16, got 'fp16'"),
+        ({"dtype": torch.int8}, ValueError, "dtype must be float32, .* got torch.int8"),
+        ({"device": "gpu"}, ValueError, "device must be a name such as cpu or cuda:0, got 'gpu'"),
+        ({"device": 1.5}, TypeError, "device must be a name such as cpu or cuda:0, got 1.5"),
+        ({"direction": "x"}, ValueError, "direction must be AtoB or BtoA, got 'x'"),
+    ],
+)
+def test_invalid_options_are_named(tmp_path: Path, options: Any, error: Any, message: str) -> None:
+    torch.save(Generator(ngf=2, n_blocks=1).state_dict(), tmp_path / "g.pth")
+    with pytest.raises(error, match=f"^load_generator: {message}"):
+        load_generator(tmp_path / "g.pth", **options)

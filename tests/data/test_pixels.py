@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
-from fastcyclegan.data.pixels import draw_grid, to_pixels
+from fastcyclegan.data.pixels import NoNumbersError, draw_grid, to_pixels
 
 
 def test_pixels_are_rounded_and_clamped() -> None:
@@ -20,6 +23,14 @@ def test_pixels_are_rounded_and_clamped() -> None:
     ]  # the official code truncates the third to 0
     every = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
     assert np.array_equal(to_pixels(every).reshape(-1), np.arange(256))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_has_no_pixel(value: float) -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    images[1, 0, 2, 3] = value
+    with pytest.raises(NoNumbersError, match="the images must be finite, got NaN or infinity"):
+        to_pixels(images)
 
 
 def test_grid_shows_every_image_in_its_place() -> None:

@@ -5,6 +5,7 @@ Every supported kind of loader works, training equals training on files, and unu
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -107,6 +108,96 @@ def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) ->
 def test_rejects_unusable_input(A: Any, B: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         CycleGAN(**TINY).fit(A, B)
+
+
+def spoiled(value: float) -> torch.Tensor:
+    images = tensors(2, 5)
+    images[1, 2, 3, 4] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (math.nan, "got NaN"),
+        (math.inf, "got values from .* to inf"),
+        (-math.inf, "got values from -inf to "),
+        (3.25, "got values from .* to 3.25"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_every_batch_is_checked_before_it_is_trained_on(value: float, found: str, dtype: Any) -> None:
+    """The third batch of B is bad. The model is that of the two iterations before it."""
+    A = [tensors(2, i) for i in range(4)]
+    B = [tensors(2, 10 + i) for i in range(2)]
+    model, whole = CycleGAN(**TINY), CycleGAN(**TINY)
+    message = rf"^batch 3 of loader B: images of domain B must be in \[-1, 1\], {found}"
+    with pytest.raises(UserError, match=message):
+        model.fit(A, [*B, spoiled(value).to(dtype), tensors(2)])
+    whole.fit(A, B, max_iters=2, iterations_per_epoch=4)
+    assert model.iteration == 2
+    assert same(model, whole)
+
+
+def test_the_number_is_that_of_the_batch_in_its_loader() -> None:
+    """B is shorter and starts again; its images change meanwhile."""
+
+    class Changes:
+        passes = 0
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Any:
+            self.passes += 1
+            return iter([tensors(1), tensors(1) if self.passes < 3 else spoiled(math.nan)])
+
+    with pytest.raises(UserError, match=r"^batch 2 of loader B: "):
+        CycleGAN(**TINY).fit([tensors(1)] * 6, Changes())
+    pairs = [(tensors(2), tensors(2)), (spoiled(math.nan), tensors(2))]
+    with pytest.raises(UserError, match=r"^batch 2 of the loader: images of domain A .* got NaN"):
+        CycleGAN(**TINY).fit(pairs)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (tensors(1)[:0], r"tensors \[N, 3, H, W\], got shape \[0, 3, 16, 16\]"),
+        (tensors(1)[:, :1], r"tensors \[N, 3, H, W\], got shape \[1, 1, 16, 16\]"),
+        (tensors(1) > 0, "floating point in .* or uint8, got torch.bool"),
+        (tensors(1).to(torch.complex64), "floating point in .* or uint8, got torch.complex64"),
+        (tensors(1).to("meta"), r"tensors \[N, 3, H, W\], got one on the meta device"),
+        (tensors(1).to_sparse(), r"tensors \[N, 3, H, W\], got one of layout torch.sparse_coo"),
+        (torch.nested.nested_tensor([tensors(1)[0]]), r"tensors \[N, 3, H, W\], got one that is nested"),
+        (None, r"tensors \[N, 3, H, W\], got NoneType"),
+    ],
+)
+def test_later_batches_are_checked_too(bad: Any, message: str) -> None:
+    model = CycleGAN(**TINY)
+    with pytest.raises(UserError, match=f"^batch 2 of loader A: images of domain A must be {message}"):
+        model.fit([tensors(1), bad], [tensors(1)])
+    assert model.iteration == 1
+
+
+def test_images_that_belong_to_the_callers_graph_or_inference_can_be_trained_on() -> None:
+    """Neither a gradient nor the caller's tensors are touched."""
+    leaf = tensors(2).requires_grad_()
+    with torch.inference_mode():
+        inferred = tensors(2) * 1
+    models = [CycleGAN(**TINY, max_iters=2) for _ in range(3)]
+    models[0].fit([tensors(2)], [tensors(2)])
+    models[1].fit([leaf], [leaf * 1])
+    models[2].fit([inferred], [inferred])
+    assert leaf.grad is None
+    assert same(models[0], models[1])
+    assert same(models[0], models[2])
+
+
+def test_images_of_eight_bits_are_never_out_of_range() -> None:
+    extreme = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 3, 16, 8)
+    model = CycleGAN(**TINY, max_iters=2)
+    model.fit([extreme], [extreme])
+    assert model.iteration == 2
 
 
 def test_a_loader_without_a_length_needs_iterations_per_epoch() -> None:

@@ -26,6 +26,10 @@ REFUSED = (
 )
 
 
+NO_NUMBERS = 99
+"""The value of an image that ``FakeTranslator`` gives no numbers for."""
+
+
 class OutOfMemoryError(RuntimeError):
     """Has the name of torch's class."""
 
@@ -70,14 +74,14 @@ class FakeTranslator:
         self.batches: list[int] = []
         self.kept: list[weakref.ref[Tensor]] = []
 
-    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8]]:
+    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8] | None]:
         assert not any(ref() is not None for ref in self.kept), "the failed attempt is still in memory"
         work = torch.stack(images)
         self.kept.append(weakref.ref(work))
         self.batches.append(len(images))
         if work.numel() // 3 > self.limit or self.poison in work[:, 0, 0, 0].tolist():
             raise self.error()
-        return [(255 - image).numpy() for image in images]
+        return [None if image[0, 0, 0] == NO_NUMBERS else (255 - image).numpy() for image in images]
 
 
 class FakeBudget:
@@ -110,12 +114,22 @@ def translated(
         budget,  # type: ignore[arg-type]
         failed.append,
         (lambda: None) if release is None else release,
+        failed.append,
     )
     names = []
     for output, before, after in fitting(batch):
         assert np.array_equal(after, 255 - before.numpy())
         names.append(output.source.name)
     return names, failed
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 100], ids=["together", "alone"])
+def test_images_without_numbers_are_named_and_the_others_are_kept(limit: float) -> None:
+    batch = items(3)
+    batch[1] = (batch[1][0], torch.full((8, 8, 3), NO_NUMBERS, dtype=torch.uint8))
+    names, failed = translated(FakeTranslator(limit), batch)
+    assert names == ["0.png", "2.png"]
+    assert failed == ["the network gives no numbers for 1.png: its weights are too large or damaged"]
 
 
 @pytest.mark.parametrize(

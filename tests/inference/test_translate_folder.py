@@ -311,6 +311,24 @@ def test_a_signal_ends_the_program_after_the_images_in_progress(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
 
 
+@pytest.mark.parametrize("more", [[], ["--batch_size", "1"], ["--precision", "bf16"], ["--skip_bad_images"]])
+def test_images_that_the_network_gives_no_numbers_for_are_named(
+    overflowing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    """The others are translated, in the same batch too. --skip_bad_images is not about the network."""
+    write_images(tmp_path / "in", 4, size=(16, 16))
+    for name in ("000.png", "002.png"):
+        Image.new("RGB", (16, 16), (9, 99, 200)).save(tmp_path / "in" / name)
+    assert translated_by_the_program(overflowing, tmp_path, "--grid", *more) == 1
+    shown = capsys.readouterr()
+    assert images(tmp_path / "out") == ["000.png", "002.png", "before_after.png"]
+    for name in ("001.png", "003.png"):
+        assert f"not translated: the network gives no numbers for {tmp_path / 'in' / name}: " in shown.out
+    assert shown.out.count("no numbers") == 2
+    assert f"wrote 2 of 4 images to {tmp_path / 'out'}" in shown.out
+    assert shown.err == ""
+
+
 def test_failed_writes_are_errors(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

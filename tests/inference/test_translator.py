@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,42 @@ def test_invalid_images_are_rejected(image: Any, error: type[Exception], message
         CycleGAN(**TINY).translate(image)
     with pytest.raises(UserError, match="direction must be AtoB or BtoA, got 'A2B'"):
         CycleGAN(**TINY).translate(image, "A2B")
+
+
+def test_an_image_that_the_network_gives_no_numbers_for_is_named(overflowing: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise, plain = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8), np.full((9, 14, 3), 7, np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    model = CycleGAN(**TINY)
+    model.G_AB.load_state_dict(load_generator(overflowing).state_dict())
+    assert model.translate(plain).shape == (9, 14, 3)
+    for images, name in (
+        (tmp_path / "x.png", f"{tmp_path / 'x.png'}"),
+        (noise, "the image"),
+        ([plain, noise], "image 2 of 2"),
+        (Image.fromarray(noise), "the image"),
+        (torch.rand(3, 8, 8), "image 1 of 1 of the tensor"),
+        (torch.stack([torch.zeros(3, 8, 8), torch.rand(3, 8, 8)]), "image 2 of 2 of the tensor"),
+    ):
+        with pytest.raises(UserError, match=f"^the network gives no numbers for {re.escape(name)}: "):
+            model.translate(images)
+
+
+def test_only_the_visible_part_of_a_translation_must_be_numbers() -> None:
+    """The first of two images of one padded size is smaller; what is not finite lies beside it."""
+
+    class Poisoned(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.clone()
+            y[:, :, 7, 7] = math.nan
+            return y
+
+    pixels = [torch.zeros(7, 8, 3, dtype=torch.uint8), torch.zeros(8, 8, 3, dtype=torch.uint8)]
+    small, whole = Translator(Poisoned(), CPU, "fp32")(pixels)
+    assert small is not None
+    assert not small.any()
+    assert whole is None

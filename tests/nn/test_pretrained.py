@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,40 @@ def test_missing_extra_is_named_with_its_install_command() -> None:
         == "ImportError: saving and loading pretrained generators needs huggingface_hub: run pip install"
         " 'fastcyclegan[hub]'"
     )
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """What was saved before stays."""
+    net = Generator(ngf=2, n_blocks=1)
+    net.save_pretrained(tmp_path / "g")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "g").iterdir()}
+    with torch.no_grad():
+        net.model[7].weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(UserError, match=r"^Generator: model\.7\.weight contains nan, so it cannot be saved$"):
+        net.save_pretrained(tmp_path / "g")
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "g").iterdir()}
+    with pytest.raises(UserError, match="contains nan"):
+        net.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_network_whose_output_overflows_can_be_saved(tmp_path: Path) -> None:
+    """Its weights are finite, and it computes what a network rebuilt from its arguments does."""
+    net = Generator(ngf=2, n_blocks=1)
+    with torch.no_grad():
+        net.model[7].weight.fill_(3e38)
+    net.save_pretrained(tmp_path / "g")
+    assert same(Generator.from_pretrained(tmp_path / "g"), net)
+
+
+def test_weights_that_overflow_are_refused_on_loading(tmp_path: Path) -> None:
+    net = Generator(ngf=2, n_blocks=1).double()
+    net.save_pretrained(tmp_path / "g")
+    assert {value.dtype for value in Generator.from_pretrained(tmp_path / "g").parameters()} == {
+        torch.float32
+    }
+    with torch.no_grad():
+        net.model[7].weight[0, 0, 0, 0] = 1e300
+    net.save_pretrained(tmp_path / "g")
+    with pytest.raises(UserError, match=r"model.safetensors: model.7.weight .* but float32 ends at"):
+        Generator.from_pretrained(tmp_path / "g")

@@ -79,6 +79,33 @@ def test_resume_drops_later_records(tmp_path: Path) -> None:
     assert page.count("<h1>") == 1
 
 
+def test_a_run_that_goes_back_keeps_later_records_in_a_new_folder(tmp_path: Path) -> None:
+    """Twice at the same iteration: the names differ. If nothing is later, there is no folder."""
+    for replaced in ("replaced-after-iteration-1", "replaced-after-iteration-1-2"):
+        report = Report(tmp_path, "n", {}, LOSSES)
+        for n in (1, 2, 3):
+            report.add_stats(record(n))
+            report.add_samples(n, Image.new("RGB", (4, 4)))
+        report.close()
+        lines = (tmp_path / STATS).read_bytes().splitlines(keepends=True)
+        with (tmp_path / STATS).open("a") as file:
+            file.write('{"iteration": 4, "G_')
+        report = Report(tmp_path, "n", {}, LOSSES, resume_at=1, keep_later=True)
+        report.close()
+        assert (report.moved_records, report.page.moved) == (2, 2)
+        assert report.replaced == tmp_path / replaced
+        assert (tmp_path / STATS).read_bytes() == lines[0]
+        assert (tmp_path / replaced / STATS).read_bytes() == b"".join(lines[1:])
+        grids = sorted(file.name for file in (tmp_path / replaced / "samples").iterdir())
+        assert grids == ["0000002.png", "0000003.png"]
+        assert [file.name for file in (tmp_path / "samples").iterdir()] == ["0000001.png"]
+        assert "0000002.png" not in (tmp_path / PAGE).read_text()
+    again = Report(tmp_path, "n", {}, LOSSES, resume_at=1, keep_later=True)
+    again.close()
+    assert (again.moved_records, again.page.moved) == (0, 0)
+    assert len(list(tmp_path.glob("replaced*"))) == 2
+
+
 def test_at_most_keep_grids_stay(tmp_path: Path) -> None:
     report = Report(tmp_path, "n", {}, LOSSES, keep=3)
     for n in range(1, 8):

@@ -202,3 +202,14 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file"):
         SamplePage(tmp_path / "file", tmp_path / "index.html", "", 5)
+
+
+def test_later_grids_can_be_moved(tmp_path: Path) -> None:
+    filled(tmp_path, range(1, 5))
+    later = tmp_path / "old" / "samples"
+    page = SamplePage(tmp_path / "samples", tmp_path / "index.html", "<h1>head</h1>\n", 5, 2, later)
+    assert page.moved == 2
+    assert shown(tmp_path) == files(tmp_path) == page.kept == [1, 2]
+    assert sorted(file.name for file in later.iterdir()) == ["0000003.png", "0000004.png"]
+    assert note(tmp_path) == ""
+    assert opened(tmp_path).moved == 0

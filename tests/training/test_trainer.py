@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcyclegan import cli
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.data import dali_loader
+from fastcyclegan.engine import Engine
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import build_networks
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run_report import read_stats
 from fastcyclegan.training.trainer import Trainer
 from tests.training.runs import TRAIN, arguments, assert_same_state, run
@@ -171,6 +175,112 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_state(dataset: Pat
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
     with pytest.raises(UserError, match="no state was saved yet"):
         run(dataset, tmp_path, "other", "--lr", "1e30")
+
+
+def test_samples_that_are_no_numbers_are_not_drawn_black(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line says so, and the run goes on: its losses are finite."""
+    translate, calls = Engine.translate, itertools.count()
+
+    def overflowing(self: Engine, name: str, images: torch.Tensor) -> torch.Tensor:
+        return translate(self, name, images) * (math.nan if next(calls) == 0 else 1)
+
+    monkeypatch.setattr(Engine, "translate", overflowing)
+    run(dataset, tmp_path, "r", "--max_iters", "2", "--display_freq", "1")
+    line = "the networks give no numbers for the sample images after iteration 1, so no grid was drawn"
+    assert capsys.readouterr().out.count(line) == 1
+    assert [file.name for file in (tmp_path / "r" / "samples").iterdir()] == ["0000002.png"]
+
+
+def test_samples_of_a_run_that_diverged_end_it(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"loss \w+ is (nan|inf) at iteration"):
+        run(dataset, tmp_path, "r", "--lr", "1e38", "--display_freq", "1", "--print_freq", "100")
+    assert [file.name for file in (tmp_path / "r" / "samples").iterdir()] == []
+
+
+def test_a_state_that_is_not_finite_is_not_resumed(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    state = to_cpu(load_tensors(tmp_path / "r" / "state.pt"))
+    state["optimizers"]["D"]["state"][0]["exp_avg_sq"].fill_(math.inf)
+    torch.save(state, tmp_path / "r" / "state.pt")
+    before = (tmp_path / "r" / "state.pt").read_bytes()
+    with pytest.raises(UserError, match=r"optimizers\.D\.state\.0\.exp_avg_sq contains inf, so the run"):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "4")
+    assert (tmp_path / "r" / "state.pt").read_bytes() == before
+    with pytest.raises(UserError, match=r"^the initial weights cannot be trained: nets\..* contains -?inf"):
+        run(dataset, tmp_path, "new", "--init_gain", "1e39")
+    assert not (tmp_path / "new").exists()
+
+
+LOGGED = ("--print_freq", "1", "--display_freq", "2", "--save_epoch_freq", "1", "--n_epochs", "3")
+
+
+def logged(folder: Path) -> list[int]:
+    return [record["iteration"] for record in read_stats(folder)]
+
+
+def test_going_back_keeps_the_records_of_later_iterations(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five iterations are an epoch. The weights of epoch 1 have no count of iterations."""
+    run(dataset, tmp_path, "r", *LOGGED, "--max_iters", "10")
+    before = (tmp_path / "r" / "stats.jsonl").read_bytes()
+    grids = {file.name: file.read_bytes() for file in (tmp_path / "r" / "samples").iterdir()}
+    capsys.readouterr()
+    run(dataset, tmp_path, "r", "--continue_train", "--epoch", "1", "--max_iters", "2")
+    kept = tmp_path / "r" / "replaced-after-iteration-0"
+    assert (kept / "stats.jsonl").read_bytes() == before
+    assert {file.name: file.read_bytes() for file in (kept / "samples").iterdir()} == grids
+    line = (
+        "the run goes back to iteration 0; what came after it (log records: 10, sample grids:"
+        f" {len(grids)}) is now in {kept}; its epochs are counted from 1: --epoch_count 2 continues the count"
+    )
+    assert capsys.readouterr().out.count(line) == 1
+    assert logged(tmp_path / "r") == [1, 2]
+    run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "4")  # from the last state
+    assert "goes back" not in capsys.readouterr().out
+    assert logged(tmp_path / "r") == [1, 2, 3, 4]
+    run(dataset, tmp_path, "r", *LOGGED, "--overwrite", "--max_iters", "1")
+    assert not list((tmp_path / "r").glob("replaced*"))
+
+
+@pytest.mark.usefixtures("saves_at_once")
+def test_going_back_to_the_previous_state_or_counting_on_keeps_earlier_records(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(dataset, tmp_path, "r", *LOGGED, "--max_iters", "10", "--save_latest_freq", "4")
+    assert logged(tmp_path / "r") == list(range(1, 11))
+    run(dataset, tmp_path, "r", "--continue_train", "--epoch", "previous", "--max_iters", "9")
+    assert logged(tmp_path / "r" / "replaced-after-iteration-8") == [9, 10]
+    assert logged(tmp_path / "r") == list(range(1, 10))
+    capsys.readouterr()
+    more = ("--epoch", "1", "--epoch_count", "2", "--max_iters", "1")
+    run(dataset, tmp_path, "r", "--continue_train", *more)
+    assert "counted from 1" not in capsys.readouterr().out
+    assert logged(tmp_path / "r") == [1, 2, 3, 4, 5, 6]
+    assert logged(tmp_path / "r" / "replaced-after-iteration-5") == [6, 7, 8, 9]
+
+
+def test_the_images_of_a_resumed_run_can_be_given_in_the_other_way(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without held-out images, they are the same ones, and so is the run. Others are reported."""
+    changed = "the training images have changed since this run started"
+    run(dataset, tmp_path, "r", "--max_iters", "2")
+    run(dataset, tmp_path, "whole", "--max_iters", "4")
+    folders = ("--data_A", str(dataset / "trainA"), "--data_B", str(dataset / "trainB"))
+    common = ("--continue_train", "--name", "r", "--checkpoints_dir", str(tmp_path))
+    assert cli.train([*common, *folders, "--holdout", "0", "--max_iters", "4"]) == 0
+    assert changed not in capsys.readouterr().out
+    assert_same_state(tmp_path / "r", tmp_path / "whole")
+    assert cli.train([*common, "--dataroot", str(dataset), "--max_iters", "5"]) == 0
+    assert changed not in capsys.readouterr().out
+    (dataset / "trainA" / "000.png").rename(dataset / "trainA" / "new.png")
+    assert cli.train([*common, *folders, "--holdout", "0", "--max_iters", "6"]) == 0
+    assert changed in capsys.readouterr().out
 
 
 def test_a_closed_pipe_does_not_end_the_training(dataset: Path, tmp_path: Path) -> None:

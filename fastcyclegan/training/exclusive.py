@@ -1,0 +1,48 @@
+"""Let the settings that are given now replace saved ones that exclude them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fastcyclegan.config import TrainConfig, with_changes
+
+# Each setting, and those that cannot, or need not, stay beside it.
+_REPLACES = {
+    "dataroot": ("data_A", "data_B", "holdout"),
+    "data_A": ("dataroot",),
+    "data_B": ("dataroot",),
+    "device": ("gpu_ids",),
+    "gpu_ids": ("device",),
+    "use_dropout": ("no_dropout",),
+    "no_dropout": ("use_dropout",),
+    "gan_mode": ("lambda_gp",),
+}
+
+
+def _replaced_by(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
+    others = _REPLACES.get(name, ())
+    if name == "gan_mode" and given[name] == "wgangp":
+        return ()
+    # If both are given, they contradict each other, and the check of the whole configuration says so.
+    if any(name in _REPLACES.get(other, ()) for other in others if other in given):
+        return ()
+    return tuple(other for other in others if other not in given)
+
+
+def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
+    """Return ``saved`` with the defaults of all settings that those in ``given`` exclude.
+
+    ``given`` contains values by name, which may be the texts of a command line. They are not put into the
+    result. Settings that are given themselves stay as they are. A None, also as the command line writes it,
+    counts as not given.
+    """
+    given = {name: value for name, value in given.items() if value not in (None, "None")}
+    replaced = {other for name in given for other in _replaced_by(name, given)}
+    changes: dict[str, dict[str, Any]] = {}
+    for group in dataclasses.fields(saved):
+        for setting in dataclasses.fields(getattr(saved, group.name)):
+            if setting.name in replaced:
+                changes.setdefault(group.name, {})[setting.name] = setting.default
+    return with_changes(saved, changes)
