@@ -138,7 +138,10 @@ class ImagePool:
         return {"capacity": self.capacity, "filled": self.filled, "slots": self.slots}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore the pool from ``state_dict``, on ``device``. Raises ValueError if the capacity differs."""
+        """Restore the pool from ``state_dict``, as copies on ``device``.
+
+        Raises ValueError if the capacity differs.
+        """
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"the saved pool has pool_size {state['capacity']}, but this run uses {self.capacity}"
@@ -146,7 +149,7 @@ class ImagePool:
         slots = state["slots"]
         self.filled = state["filled"]
         if isinstance(slots, list):
-            self._memory = [slot.to(device) for slot in [*slots, slots[0]]]
+            self._memory = [slot.to(device, copy=True) for slot in [*slots, slots[0]]]
         elif slots is None:
             self._memory = None
         else:
