@@ -133,6 +133,7 @@ def _rules(expected: Expected, saved: TrainConfig, iteration: int) -> tuple[dict
     for phase in expected.recipe.phases():
         trained = [expected.nets[name].parameters() for name in phase.trains]
         optimizers[phase.name] = _adam(list(itertools.chain.from_iterable(trained)), iteration)
+    optional = {"loader": text("dali", "folder", TENSORS)}
     required = {
         "version": exactly(STATE_VERSION),
         "iteration": whole(0, _MOST),
@@ -145,7 +146,8 @@ def _rules(expected: Expected, saved: TrainConfig, iteration: int) -> tuple[dict
         "recipe": _pools(expected, saved),
         "rng": record({"cpu": _generator, "cuda": nothing_or(_cuda_generator)}),
     }
-    optional = {"loader": text("dali", "folder", TENSORS), "ema": record(averages)}
+    # If a run keeps averages from its resumption on, they begin with the restored weights.
+    (required if saved.optim.ema else optional)["ema"] = record(averages)
     return required, optional
 
 

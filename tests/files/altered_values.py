@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,13 @@ NOT_JSON: tuple[Callable[[], Any], ...] = (
 )
 
 
+def unusual(make: Callable[[], Tensor]) -> Tensor:
+    """Return the tensor that ``make`` makes, without torch's warning that it is of an experimental kind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+
 def _with(t: Tensor, value: float) -> Tensor:
     """Return a copy of ``t`` with one element replaced."""
     changed = t.clone().to(t.dtype if t.dtype.is_floating_point else torch.float32)
@@ -91,13 +99,13 @@ TENSORS: tuple[Callable[[Tensor], Any], ...] = (
     lambda t: t[..., :-1] if t.dim() else t[None],
     lambda t: t[..., :0] if t.dim() else t[None][:0],
     lambda t: t.mT.contiguous() if t.dim() > 1 else t,
-    lambda t: t.flatten()[:1].expand(t.shape) if t.numel() else t,
+    lambda t: t.flatten()[0].expand(t.shape),
     lambda t: torch.cat([t, t]) if t.dim() else t[None],
     lambda t: t.to("meta"),
     lambda t: t.float().to_sparse(),
-    lambda t: t.float().flatten()[None].to_sparse_csr(),
-    lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
-    lambda t: torch.nested.nested_tensor([t.float().flatten(), t.float().flatten()[:1]]),
+    lambda t: unusual(lambda: t.float().flatten()[None].to_sparse_csr()),
+    lambda t: unusual(lambda: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8)),
+    lambda t: unusual(lambda: torch.nested.nested_tensor([t.float().flatten(), torch.zeros(1)])),
     lambda t: _with(t.contiguous(), math.nan),
     lambda t: _with(t.contiguous(), math.inf),
     lambda t: _with(t.contiguous(), -math.inf),
