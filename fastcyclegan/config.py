@@ -534,5 +534,7 @@ def _group_from(name: str, saved: Any) -> Any:
     values = dict(saved)
     for setting, value in values.items():
         if isinstance(value, str) and Path in (hints[setting], *get_args(hints[setting])):
+            if not value:  # Path would take it for the working folder
+                raise UserError(f"{setting} must be a path, got ''")
             values[setting] = Path(value)
     return kind(**values)
