@@ -5,6 +5,7 @@ The alterations are drawn from a seed, so a failure can be repeated. The origina
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import warnings
@@ -174,3 +175,24 @@ def altered(rng: random.Random, value: Any, others: tuple[Callable[[], Any], ...
     if is_inner and rng.random() < 0.7:
         return _restructured(rng, value), ": restructured"
     return _other_of(rng, value, others), ": replaced"
+
+
+def altered_json(rng: random.Random, value: Any) -> bytes:
+    """Return the JSON text of ``value`` with one alteration: of a value in it, or of its bytes."""
+    text = json.dumps(value).encode()
+    kind = rng.choice(("value", "value", "value", "cut", "flip", "zeros", "twice", "deep", "bytes"))
+    if kind == "value":
+        try:
+            return json.dumps(altered(rng, value, PLAIN)[0]).encode()
+        except (TypeError, ValueError, RecursionError):  # it cannot be written
+            return b"[" * 100_000
+    place = rng.randrange(len(text))
+    others = {
+        "cut": text[:place],
+        "flip": text[:place] + bytes([text[place] ^ 1 << rng.randrange(8)]) + text[place + 1 :],
+        "zeros": text[:place] + bytes(len(text) - place),
+        "twice": text.replace(b",", b"," + text[1:].partition(b",")[0] + b",", 1),
+        "deep": text[:place] + b'{"a":[' * 50_000 + text[place:],
+        "bytes": text[:place] + b"\xff\xfe" + text[place:],
+    }
+    return others[kind]
