@@ -112,10 +112,8 @@ class PhaseOptimizer:
         """
         (current,) = self.adam.param_groups
         settings = {name: value for name, value in current.items() if name != "params"}
-        implementation = {"fused": settings["fused"], "capturable": settings["capturable"]}
-        saved = [{**group, **implementation} for group in state["param_groups"]]
         moments = {n: _laid_out(values, current["params"][n]) for n, values in state["state"].items()}
-        self.adam.load_state_dict({"state": moments, "param_groups": saved})
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
         self.adam.param_groups[0].update(settings)
 
 
