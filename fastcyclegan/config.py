@@ -82,7 +82,7 @@ def _check_maximum(config: Any, maximum: float, *names: str) -> None:
 
 
 # More than any use needs, but little enough to be refused before memory or time run out.
-_MOST_PIXELS, _MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 2**16, 4096, 2**16, 12, 256
+_MOST_PIXELS, _MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 2**16, 4096, 2**31 - 1, 12, 256
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ MISFITS: list[tuple[str, dict[str, Any]]] = [
     ("netG must be resnet_9blocks.*, got '99999", {"model": {"netG": "9" * 5000}}),
     ("n_layers_D must be at most 12, got 99", {"model": {"netD": "n_layers", "n_layers_D": 99}}),
     ("load_size must be at most 65536", {"data": {"crop_size": 2**20, "load_size": 2**20}}),
-    ("ngf must be at most 65536", {"model": {"ngf": 2**40}}),
+    ("ngf must be at most 2147483647", {"model": {"ngf": 2**40}}),
     ("num_threads must be at most 4096", {"data": {"num_threads": 10**9}}),
     ("device must be auto", {"run": {"device": f"cuda:{10**30}"}}),
     ("dataroot must be a path, got ''", {"data": {"dataroot": ""}}),

@@ -40,7 +40,7 @@ def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.op
     On CUDA devices and the CPU it is fused, and reads its learning rate from ``lr``.
     """
     parameters = list(itertools.chain.from_iterable(net.parameters() for net in nets))
-    kind, betas = parameters[0].device.type, (optim.beta1, 0.999)
+    kind, betas = parameters[0].device.type, (float(optim.beta1), 0.999)
     if kind not in ("cuda", "cpu"):
         return torch.optim.Adam(parameters, optim.lr, betas)
     return torch.optim.Adam(parameters, lr, betas, fused=True, capturable=kind == "cuda")
