@@ -42,6 +42,7 @@ from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.start import Overrides, networks_that_fit
+from fastcyclegan.training.state_schema import Expected
 from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
@@ -417,7 +418,7 @@ class CycleGAN:
         architecture = f"{config.model.netG} and {config.model.netD} of {folder}"
         file = state_file(folder, epoch)
         if file is not None:
-            model._state = read_state(file, recipe)
+            model._state = read_state(file, None, Expected(model.config, recipe, model.networks))
         else:
             model._epoch = epoch
             require_whole(folder, epoch, is_running=(folder / run_files.LOCK).exists())

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.schema import described, joined
 
 Direction = Literal["AtoB", "BtoA"]
 Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -31,7 +33,7 @@ def _check_types(config: Any) -> None:
         value = getattr(config, name)
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
-                raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {value!r}")
+                raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {described(value)}")
             continue
         kinds = get_args(hint)
         if not kinds:
@@ -41,9 +43,23 @@ def _check_types(config: Any) -> None:
             wanted = (*kinds, int)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"{name} must be {names}, got {value!r}")
+            raise UserError(f"{name} must be {names}, got {described(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} must be finite, got {value}")
+        if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy can count
+            raise UserError(f"{name} must be below 2**63, got {described(value)}")
+        if isinstance(value, Path):
+            _check_path(name, value)
+
+
+def _check_path(name: str, path: Path) -> None:
+    """Raise UserError if no file can have this path, because of characters that no system accepts."""
+    try:
+        is_possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a character, as in JSON's "\ud800"
+        is_possible = False
+    if not is_possible:
+        raise UserError(f"{name} contains characters that no path can have: {described(str(path))}")
 
 
 def is_folder_name(name: str) -> bool:
@@ -56,6 +72,17 @@ def _check_minimum(config: Any, minimum: float, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not value >= minimum:
             raise UserError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_maximum(config: Any, maximum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value > maximum:
+            raise UserError(f"{name} must be at most {maximum}, got {value}")
+
+
+# More than any use needs, but little enough to be refused before memory or time run out.
+_MOST_PIXELS, _MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 2**16, 4096, 2**31 - 1, 12, 256
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,8 @@ class DataConfig:
         _check_types(self)
         _check_minimum(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
         _check_minimum(self, 0, "num_threads")
+        _check_maximum(self, _MOST_PIXELS, "load_size", "crop_size")
+        _check_maximum(self, _MOST_THREADS, "num_threads")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
         if (self.data_A is None) != (self.data_B is None):
@@ -179,13 +208,18 @@ class ModelConfig:
         _check_types(self)
         _check_minimum(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
         _check_minimum(self, 0, "init_gain")
+        _check_maximum(self, _MOST_CHANNELS, "ngf", "ndf")
+        _check_maximum(self, _MOST_LAYERS, "n_layers_D")
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
-        if not re.fullmatch(r"resnet_\d+blocks|unet_(128|256)", self.netG):
+        blocks = re.fullmatch(r"resnet_([0-9]{1,9})blocks|unet_(?:128|256)", self.netG)
+        if blocks is None:
             raise UserError(
                 "netG must be resnet_9blocks, resnet_6blocks, resnet_Nblocks, unet_256 or unet_128, got"
-                f" {self.netG!r}"
+                f" {described(self.netG)}"
             )
+        if blocks[1] is not None and int(blocks[1]) > _MOST_BLOCKS:
+            raise UserError(f"netG must have at most {_MOST_BLOCKS} blocks, got {self.netG}")
         if self.affine and self.norm != "instance":
             raise UserError(f"--affine needs --norm instance, got --norm {self.norm}")
         if self.netG.startswith("unet") and self.upsample != "transpose":
@@ -378,18 +412,21 @@ class RunConfig:
         _check_minimum(self, 1, "print_freq", "display_freq", "save_latest_freq", "keep_epochs")
         _check_minimum(self, 2, "keep_samples")
         if self.name is not None and not is_folder_name(self.name):
-            raise UserError(f"name must be a plain folder name, got {self.name!r}")
+            raise UserError(f"name must be a plain folder name, got {described(self.name)}")
         if self.continue_train and self.overwrite:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:
             raise UserError("--epoch needs --continue_train")
-        if not re.fullmatch(r"latest|previous|\d+|iter_\d+", self.epoch):
-            raise UserError(f"epoch must be latest, previous, a number or iter_N, got {self.epoch!r}")
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {self.device!r}")
-        if self.gpu_ids is not None and not re.fullmatch(r"-1|\d+", self.gpu_ids):
+        if not re.fullmatch(r"latest|previous|(iter_)?[0-9]{1,18}", self.epoch):
             raise UserError(
-                f"gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got {self.gpu_ids!r}"
+                f"epoch must be latest, previous, a number or iter_N, got {described(self.epoch)}"
+            )
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", self.device):
+            raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {described(self.device)}")
+        if self.gpu_ids is not None and not re.fullmatch(r"-1|[0-9]{1,2}", self.gpu_ids):
+            raise UserError(
+                "gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got"
+                f" {described(self.gpu_ids)}"
             )
         if self.gpu_ids is not None and self.device != "auto":
             raise UserError("--gpu_ids and --device both set the device: give only one of them")
@@ -465,24 +502,39 @@ LATER = "engine"
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     """Rebuild a configuration from ``saved``, the output of ``to_dict``. Missing fields get their defaults.
 
-    Raises UserError if ``saved`` is not such a configuration, or has unknown fields.
+    Raises UserError, which names the group or the setting, if ``saved`` is not such a configuration, or has
+    unknown groups or settings.
     """
-    names = [group.name for group in dataclasses.fields(TrainConfig) if group.name != LATER]
-    if not isinstance(saved, Mapping) or not all(isinstance(saved.get(name), Mapping) for name in names):
+    fields = dataclasses.fields(TrainConfig)
+    names = [group.name for group in fields if group.name != LATER]
+    if not isinstance(saved, Mapping) or not all(name in saved for name in names):
         raise UserError(f"it lacks at least one of the groups {', '.join(names)}")
-    saved = {LATER: {}, **saved}
+    _require_known("groups", saved, {group.name for group in fields})
     groups: dict[str, Any] = {}
-    for group in dataclasses.fields(TrainConfig):
-        kind = type(getattr(TrainConfig(), group.name))
-        hints = get_type_hints(kind)
-        values = dict(saved[group.name])
-        unknown = sorted(set(values) - set(hints))
-        if unknown:
-            raise UserError(
-                f"config.json has settings that are unknown to this version: {', '.join(unknown)}"
-            )
-        for name, value in values.items():
-            if isinstance(value, str) and Path in (hints[name], *get_args(hints[name])):
-                values[name] = Path(value)
-        groups[group.name] = kind(**values)
+    for group in fields:
+        groups[group.name] = _group_from(group.name, saved.get(group.name, {}))
     return TrainConfig(**groups)
+
+
+def _require_known(kind: str, found: Mapping[Any, Any], known: Collection[str]) -> None:
+    unknown = [joined("", name) for name in found if name not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        listed = ", ".join(sorted(unknown)[:5])
+        raise UserError(f"it has {kind} that are unknown to this version: {listed}{more}")
+
+
+def _group_from(name: str, saved: Any) -> Any:
+    """Rebuild the group ``name`` of a configuration from ``saved``, its part of the output of ``to_dict``."""
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{name} must be a group of settings, got {described(saved)}")
+    kind = type(getattr(TrainConfig(), name))
+    hints = get_type_hints(kind)
+    _require_known("settings", saved, hints)
+    values = dict(saved)
+    for setting, value in values.items():
+        if isinstance(value, str) and Path in (hints[setting], *get_args(hints[setting])):
+            if not value:  # Path would take it for the working folder
+                raise UserError(f"{setting} must be a path, got ''")
+            values[setting] = Path(value)
+    return kind(**values)

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import socket
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.json_file import parse_json
 from fastcyclegan.files.zip_layout import check_layout
 
 _ZIP = b"PK\x03\x04"
@@ -123,9 +123,9 @@ def arguments_in(path: Path) -> dict[str, Any]:
         # Not by the package, which opens only paths that are UTF-8.
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, path.stat().st_size)))
-        arguments = json.loads(header["__metadata__"]["fastcyclegan"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            header = parse_json(file.read(min(size, path.stat().st_size)))
+        arguments = parse_json(header["__metadata__"]["fastcyclegan"])
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     if not isinstance(arguments, dict):
         return {}

@@ -46,7 +46,7 @@ def _table(path: Path) -> dict[str, dict[str, int]]:
     """Return the choices stored in ``path``, or {} if the file is missing or contains no table."""
     try:
         table = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -22,6 +24,7 @@ from fastcyclegan.config import (
     with_changes,
 )
 from fastcyclegan.errors import UserError
+from tests.files.altered_values import NOT_JSON, PLAIN, altered, nested
 
 BAD: list[tuple[str, Callable[[], object]]] = [
     ("crop_size 300 is larger than load_size 286", lambda: DataConfig(crop_size=300)),
@@ -135,13 +138,86 @@ def test_json_round_trip() -> None:
     older = to_dict(config)
     del older["data"]["cache"], older["run"]["keep_samples"], older["run"]["keep_epochs"]
     assert from_dict(older) == config
-    with pytest.raises(UserError, match="unknown to this version: colour"):
-        from_dict(older | {"data": {"colour": 1}})
-    for nonsense in ({}, [], {"data": 3}, older | {"run": None}):
+    for nonsense in ({}, [], {"data": 3}):
         with pytest.raises(
             UserError, match="it lacks at least one of the groups data, model, loss, optim, run"
         ):
             from_dict(nonsense)
+
+
+MISFITS: list[tuple[str, dict[str, Any]]] = [
+    ("engine must be a group of settings, got None", {"engine": None}),
+    ("run must be a group of settings, got None", {"run": None}),
+    ("model must be a group of settings, got a list", {"model": []}),
+    ("loss must be a group of settings, got 3", {"loss": 3}),
+    ("it has groups that are unknown to this version: colour", {"colour": {}}),
+    ("it has settings that are unknown to this version: colour", {"data": {"colour": 1}}),
+    (r"settings that are unknown to this version: 'x\\n', 3, None", {"data": {"x\n": 1, 3: 1, None: 1}}),
+    ("batch_size must be int, got True", {"data": {"batch_size": True}}),
+    ("lr must be finite, got nan", {"optim": {"lr": math.nan}}),
+    ("ngf must be int, got 8.0", {"model": {"ngf": 8.0}}),
+    ("n_epochs must be below 2[*][*]63, got an integer of 1329 bits", {"optim": {"n_epochs": 10**400}}),
+    ("lambda_A must be below 2[*][*]63", {"loss": {"lambda_A": 10**400}}),
+    ("micro_batch must be int or NoneType, got a list", {"engine": {"micro_batch": nested()}}),
+    ("netG must have at most 256 blocks", {"model": {"netG": "resnet_999999999blocks"}}),
+    ("netG must be resnet_9blocks.*, got '99999", {"model": {"netG": "9" * 5000}}),
+    ("n_layers_D must be at most 12, got 99", {"model": {"netD": "n_layers", "n_layers_D": 99}}),
+    ("load_size must be at most 65536", {"data": {"crop_size": 2**20, "load_size": 2**20}}),
+    ("ngf must be at most 2147483647", {"model": {"ngf": 2**40}}),
+    ("num_threads must be at most 4096", {"data": {"num_threads": 10**9}}),
+    ("device must be auto", {"run": {"device": f"cuda:{10**30}"}}),
+    ("dataroot must be a path, got ''", {"data": {"dataroot": ""}}),
+    ("dataroot contains characters that no path can have", {"data": {"dataroot": "a\0b"}}),
+    ("dataroot contains characters that no path can have", {"data": {"dataroot": "\ud800"}}),
+]
+
+
+@pytest.mark.parametrize(("message", "change"), MISFITS, ids=[row[0] for row in MISFITS])
+def test_groups_and_settings_that_do_not_fit_are_named(message: str, change: dict[str, Any]) -> None:
+    saved: dict[str, Any] = to_dict(TrainConfig())
+    for group, settings in change.items():
+        saved[group] = {**saved[group], **settings} if isinstance(settings, dict) and settings else settings
+    with pytest.raises(UserError, match=message) as error:
+        from_dict(saved)
+    assert str(error.value).isprintable()
+
+
+def is_refused(saved: Any) -> bool:
+    """Return whether ``saved`` is refused, in one line. If it is not, it must be read as it is."""
+    message = ""
+    try:
+        config = from_dict(saved)
+    except UserError as error:
+        message = str(error)
+        assert message
+        assert message.isprintable()
+        assert len(message) < 300
+        return True
+    assert from_dict(to_dict(config)) == config
+    for group, settings in to_dict(config).items():
+        for name, value in saved.get(group, {}).items():
+            is_path = name in ("dataroot", "data_A", "data_B", "checkpoints_dir")
+            assert settings[name] == (str(Path(value)) if is_path and value else value)
+    return False
+
+
+def altered_configs(seeds: range) -> int:
+    """Return how many of the configurations with one alteration are refused."""
+    tiny = {"run": {"name": "r", "print_freq": 3}, "optim": {"max_iters": 4}, "data": {"data_A": Path("a")}}
+    tiny["data"]["data_B"] = Path("b")
+    saved = to_dict(with_changes(TrainConfig(), tiny))
+    return sum(is_refused(altered(random.Random(seed), saved, (*PLAIN, *NOT_JSON))[0]) for seed in seeds)
+
+
+def test_altered_configurations_are_refused_or_legal() -> None:
+    assert 150 < altered_configs(range(300)) < 300
+
+
+@pytest.mark.slow
+def test_many_altered_configurations_are_refused_or_legal() -> None:
+    refused = altered_configs(range(10_000, 30_000))
+    print(f"{refused} of 20,000 altered configurations were refused")
+    assert 10_000 < refused < 20_000
 
 
 def test_builtin_preset_is_a_valid_configuration() -> None:

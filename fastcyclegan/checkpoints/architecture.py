@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcyclegan.errors import one_line
+from fastcyclegan.files.schema import MisfitError, exactly, flag, record, text
 from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
 from fastcyclegan.tensor_files import shortened
 
@@ -115,10 +117,13 @@ def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> A
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
     if not isinstance(kind, str) or kind not in known:
         return None
-    for name, value in recognise(weights).arguments.items():
-        # Keys and shapes do not determine these two reliably.
-        if name not in ("use_dropout", "padding_type") and arguments.get(name) != value:
-            return None
+    # Keys and shapes do not determine these two reliably.
+    free = {"use_dropout": flag, "padding_type": text()}
+    found = recognise(weights).arguments.items()
+    try:
+        record({name: exactly(value) for name, value in found if name not in free}, free)(arguments, "")
+    except MisfitError:
+        return None
     recorded = Architecture(known[kind], dict(arguments))
     if _differences(recorded, weights):
         return None
@@ -208,7 +213,7 @@ def _differences(architecture: Architecture, weights: Weights) -> list[str]:
             state = architecture.kind(**architecture.arguments).state_dict()
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
         # Report more differences than any network that can be built has, so that this one is never closest.
-        return [f"it cannot be built: {str(error).splitlines()[0]}"] * (len(weights) + 1)
+        return [f"it cannot be built: {one_line(error)}"] * (len(weights) + 1)
     unexpected = [f"{key} is unexpected" for key in weights if key not in state]
     missing = [f"{key} is missing" for key in state if key not in weights]
     reshaped = []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import TrainConfig, from_dict, to_dict
 from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.files.json_file import read_json
 from fastcyclegan.tensor_files import load_tensors, save_tensors, shortened, write_atomically
 
 CONFIG = "config.json"
@@ -46,7 +47,7 @@ def read_config(run: Path) -> TrainConfig | None:
     if not file.exists():
         return _config_of_state(run / STATE)
     with _named(file):
-        return from_dict(json.loads(file.read_text()))
+        return from_dict(read_json(file))
 
 
 @contextlib.contextmanager

@@ -9,18 +9,24 @@ files.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints.run_files import save_weights, weights_file
+from fastcyclegan.config import is_folder_name
 from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.files.json_file import read_json
+from fastcyclegan.files.schema import MisfitError, entries, record, whole
 from fastcyclegan.tensor_files import checksum, write_atomically
 
 SETS = "weights.json"
 # A running process writes a set within seconds. Readers wait this long for it to finish.
 PATIENCE = 30.0
+
+_ENTRY = record({"iteration": whole(0, 2**63 - 1), "files": entries})
 
 Sets = dict[str, dict[str, Any]]
 """The iteration and the checksums of the files of each set, by label."""
@@ -29,18 +35,23 @@ Sets = dict[str, dict[str, Any]]
 def read_sets(run: Path) -> Sets:
     """Return the sets that ``run`` records; {} for folders of official files and of older versions."""
     try:
-        sets = json.loads((run / SETS).read_text())
+        sets = read_json(run / SETS)
     except (OSError, ValueError):
         return {}
     if not isinstance(sets, dict):
         return {}
-    return {label: entry for label, entry in sets.items() if _is_entry(entry)}
+    return {label: entry for label, entry in sets.items() if _is_set(label, entry)}
 
 
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("iteration"), int):
+def _is_set(label: str, entry: Any) -> bool:
+    """Return whether ``entry`` records a set of files in this folder, under ``label``."""
+    try:
+        _ENTRY(entry, "")
+    except MisfitError:
         return False
-    return isinstance(entry.get("files"), dict)
+    files = entry["files"].items()
+    are_files = all(is_folder_name(name) and isinstance(digest, str) for name, digest in files)
+    return are_files and re.fullmatch(r"latest|(iter_)?[0-9]{1,18}", label) is not None
 
 
 def write_set(run: Path, label: str, state: Mapping[str, Any], names: Mapping[str, str]) -> None:

@@ -22,6 +22,8 @@ from PIL import Image, ImageFile
 from fastcyclegan.data.background import ReadingThreads, result_of
 from fastcyclegan.data.image_file import READABLE, BadImageError, examine
 from fastcyclegan.errors import system_reason
+from fastcyclegan.files.json_file import read_json
+from fastcyclegan.files.schema import exactly, flag, list_of, nothing_or, record, text, whole
 from fastcyclegan.kernels._cache import cache_folder
 from fastcyclegan.tensor_files import remove_stale_partials, write_atomically
 
@@ -103,14 +105,25 @@ def _reader() -> list[object]:
     return [CACHE_VERSION, PIL.__version__, *READABLE, *settings]
 
 
+_MOST = 2**63 - 1
+# The fields of ``Checked``. Only results that last are stored.
+_RESULT = record({
+    "path": text(),
+    **dict.fromkeys(("bytes", "mtime_ns", "ctime_ns", "width", "height"), whole(-1, _MOST)),
+    **dict.fromkeys(("mode", "error"), text()),
+    "plain": flag,
+    "brightest": nothing_or(whole(0, 2**16 - 1)),
+    "is_lasting": exactly(True),
+})  # fmt: skip
+
+
 def _read_cache(file: Path) -> dict[str, Checked]:
     try:
-        saved = json.loads(file.read_text())
-        if saved["reader"] != _reader():
-            return {}
-        return {record["path"]: Checked(**record) for record in saved["files"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}  # the cache is missing or damaged: check every file again
+        saved = read_json(file)
+        record({"reader": exactly(_reader()), "files": list_of(_RESULT)})(saved, "")
+    except (OSError, ValueError):
+        return {}  # the cache is missing, damaged or another version's: check every file again
+    return {result["path"]: Checked(**result) for result in saved["files"]}
 
 
 def _write_cache(file: Path, records: Iterable[Checked]) -> None:

@@ -26,6 +26,7 @@ from fastcyclegan.config import is_folder_name
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
 from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.files.json_file import read_json
 from fastcyclegan.tensor_files import fitting_name, shortened
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
@@ -217,9 +218,10 @@ def _metadata_file(part: Path) -> Path:
 def _read_metadata(part: Path) -> dict[str, Any]:
     """Return what an earlier call recorded about ``part``, or {} if that is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        metadata = json.loads(_metadata_file(part).read_text())
-        if isinstance(metadata, dict) and isinstance(metadata.get("version"), str):
-            return metadata
+        metadata = read_json(_metadata_file(part))
+        version = metadata.get("version") if isinstance(metadata, dict) else None
+        if isinstance(version, str) and version.isascii() and version.isprintable():  # it becomes a header
+            return dict(metadata)
     return {}
 
 

@@ -51,7 +51,7 @@ def read(file: Path) -> dict[str, Any]:
         record = json.loads(file.read_text())
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT or not record.keys() >= _KEYS:
         raise ValueError(f"{file} is not a record of a launch")

@@ -40,7 +40,7 @@ def _adam(nets: Sequence[nn.Module], optim: OptimConfig, lr: Tensor) -> torch.op
     On CUDA devices and the CPU it is fused, and reads its learning rate from ``lr``.
     """
     parameters = list(itertools.chain.from_iterable(net.parameters() for net in nets))
-    kind, betas = parameters[0].device.type, (optim.beta1, 0.999)
+    kind, betas = parameters[0].device.type, (float(optim.beta1), 0.999)
     if kind not in ("cuda", "cpu"):
         return torch.optim.Adam(parameters, optim.lr, betas)
     return torch.optim.Adam(parameters, lr, betas, fused=True, capturable=kind == "cuda")
@@ -94,19 +94,32 @@ class PhaseOptimizer:
         self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Adam's state, with the learning rate as a plain number. The tensors are live."""
+        """Return Adam's state, with the learning rate as a plain number. The tensors are live.
+
+        Parameters that were not trained, because they are frozen, have no moments. Their numbers are listed
+        as ``untrained``, so that moments that are missing for another reason are noticed.
+        """
         state = self.adam.state_dict()
         groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in state["param_groups"]]
-        return {**state, "param_groups": groups}
+        untrained = [n for n in groups[0]["params"] if n not in state["state"]]
+        saved = {**state, "param_groups": groups}
+        return {**saved, "untrained": untrained} if untrained else saved
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore Adam's step counts and moments from a state that ``state_dict`` returned.
+        """Restore Adam's step counts and moments from a state that ``state_dict`` returned, as copies.
 
         Adam keeps its current settings and implementation.
         """
         (current,) = self.adam.param_groups
         settings = {name: value for name, value in current.items() if name != "params"}
-        implementation = {"fused": settings["fused"], "capturable": settings["capturable"]}
-        saved = [{**group, **implementation} for group in state["param_groups"]]
-        self.adam.load_state_dict({**state, "param_groups": saved})
+        moments = {n: _laid_out(values, current["params"][n]) for n, values in state["state"].items()}
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
         self.adam.param_groups[0].update(settings)
+
+
+def _laid_out(values: Mapping[str, Tensor], p: nn.Parameter) -> dict[str, Tensor]:
+    """Return copies of Adam's values for ``p``, with its memory format: fused Adam ignores their strides."""
+    copies = {}
+    for name, value in values.items():
+        copies[name] = value.clone() if name == "step" else torch.empty_like(p).copy_(value)
+    return copies

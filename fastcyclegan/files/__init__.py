@@ -1,6 +1,7 @@
 """Check the structure of files before anything else reads them.
 
-What a file contains does not belong here: that is for the readers of its format.
+The layout of archives, JSON, and rules for the values in a file belong here. What a particular file must
+contain does not: its reader states that with these rules.
 
 Uses nothing else of the package.
 """

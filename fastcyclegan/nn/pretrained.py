@@ -18,7 +18,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.files.json_file import read_json
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import float32_by_default, usual_modes
 from fastcyclegan.tensor_files import load_tensors
@@ -112,12 +113,12 @@ def _training_in(run: Path) -> dict[str, str]:
         raise UserError(f"{run}: not a run folder: it contains neither config.json nor state.pt")
     try:
         if file == config_file:
-            return _training_table(json.loads(file.read_text()))
+            return _training_table(read_json(file))
         return _training_table(load_tensors(file)["config"])
     except KeyError as error:
-        raise UserError(f"{file}: not a valid run configuration: {error.args[0]} is missing") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a valid run configuration: {error}") from None
+        raise UserError(f"{file}: not a valid run configuration: {error.args[0]!s:.60} is missing") from None
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{file}: not a valid run configuration: {one_line(error)}") from None
 
 
 class Pretrained:
@@ -203,9 +204,9 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: has no {WEIGHTS_FILE}; for runs and official files use load_generator")
     file = folder / ARGUMENTS_FILE
     try:
-        arguments = json.loads(file.read_text())
+        arguments = read_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: cannot be read: {one_line(error)}") from None
     if not isinstance(arguments, dict):
         raise UserError(
             f"{file}: must be a JSON object with a network's arguments, got a {type(arguments).__name__}"

@@ -39,6 +39,7 @@ class ImagePool:
         self.filled = 0
         # One slot more than the capacity: images that are not stored are written there.
         self._memory: Tensor | list[Tensor] | None = None
+        self._is_restored = False  # and not used since
 
     @property
     def slots(self) -> Tensor | list[Tensor] | None:
@@ -83,14 +84,26 @@ class ImagePool:
         """Return whether all stored images have ``size`` (C, H, W), so that the host need not be involved."""
         if self.capacity == 0:
             return True
+        if self._is_restored:  # the dtype of the next images, which depends on the device, is not known yet
+            return False
         return isinstance(self._memory, Tensor) and self._memory.shape[1:] == size
 
     def _make_room(self, images: Tensor) -> None:
+        if self._is_restored:
+            self._adopt(images.dtype)
         if self._memory is None:
             memory = images.new_zeros((self.capacity + 1, *images.shape[1:]))
             self._memory = memory.to(memory_format=torch.channels_last)
         elif isinstance(self._memory, Tensor) and self._memory.shape[1:] != images.shape[1:]:
             self._memory = [slot.clone() for slot in self._memory]
+
+    def _adopt(self, dtype: torch.dtype) -> None:
+        """Convert the stored images to ``dtype``: a run can be resumed in another precision."""
+        self._is_restored = False
+        if isinstance(self._memory, list):
+            self._memory = [slot.to(dtype) for slot in self._memory]
+        elif self._memory is not None:
+            self._memory = self._memory.to(dtype)
 
     def take(self, images: Tensor, indices: Indices | Tensor) -> Tensor:
         """Run a query with the ``indices`` that ``decide`` returned.
@@ -138,15 +151,18 @@ class ImagePool:
         return {"capacity": self.capacity, "filled": self.filled, "slots": self.slots}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore the pool from ``state_dict``, on ``device``. Raises ValueError if the capacity differs."""
+        """Restore the pool from ``state_dict``, as copies on ``device``.
+
+        Raises ValueError if the capacity differs.
+        """
         if state["capacity"] != self.capacity:
             raise ValueError(
                 f"the saved pool has pool_size {state['capacity']}, but this run uses {self.capacity}"
             )
         slots = state["slots"]
-        self.filled = state["filled"]
+        self.filled, self._is_restored = state["filled"], True
         if isinstance(slots, list):
-            self._memory = [slot.to(device) for slot in [*slots, slots[0]]]
+            self._memory = [slot.to(device, copy=True) for slot in [*slots, slots[0]]]
         elif slots is None:
             self._memory = None
         else:

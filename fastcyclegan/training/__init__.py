@@ -3,5 +3,5 @@
 Code that runs before, between or after iterations belongs here. A single iteration belongs to the engine, and
 its losses to the recipe. Code that names and reads weight files is in ``checkpoints/``.
 
-Uses ``engine``, ``recipes``, ``data``, ``checkpoints``, ``nn``, ``config`` and ``tensor_files``.
+Uses ``engine``, ``recipes``, ``data``, ``checkpoints``, ``nn``, ``config``, ``tensor_files`` and ``files``.
 """

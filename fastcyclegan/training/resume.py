@@ -7,24 +7,15 @@ from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
 from fastcyclegan.checkpoints.weight_sets import read_sets
-from fastcyclegan.config import RunConfig, TrainConfig, to_dict
+from fastcyclegan.config import FIXED_SIZE, RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
+from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, to_cpu
-from fastcyclegan.training.run import STATE_VERSION, Run
+from fastcyclegan.training.run import Run
 from fastcyclegan.training.run_folder import resume_command
+from fastcyclegan.training.state_schema import Expected, Size, check_settings, check_state
 from fastcyclegan.training.state_writer import restore_previous
-
-# Settings that must not change after a state was saved. They determine the samples, their order and the
-# pools.
-FIXED = (
-    *(("data", name) for name in ("direction", "batch_size", "serial_batches")),
-    ("loss", "pool_size"),
-    ("run", "seed"),
-)
-# The parts of a state that are dicts.
-_DICTS = ("nets", "optimizers", "recipe", "rng", "config", "extra")
 
 
 def _architecture(config: TrainConfig) -> str:
@@ -32,12 +23,34 @@ def _architecture(config: TrainConfig) -> str:
 
 
 def restore_state(run: Run, state: Any, source: Path | str, log: Log) -> None:
-    """Restore ``run`` from ``state``. ``source`` names the state in messages."""
-    _check_state(state, run, source, log)
-    for name, net in run.engine.nets.items():
-        run_files.fit_weights(net, state["nets"][name], f"{source} ({name})", _architecture(run.config))
+    """Restore ``run`` from ``state``. ``source`` names the state in messages.
+
+    Raises UserError if a part of the state is not valid or does not fit the run, before anything is restored.
+    """
+    check_settings(state, run.config, source)
+    check_state(state, _expected(run), source)
+    _log_changes(state, run, log)
     run.engine.load_state_dict(state)
     run.iteration, run.first, run.extra = state["iteration"], state["first"], state["extra"]
+
+
+def _expected(run: Run) -> Expected:
+    return Expected(run.config, run.engine.recipe, run.engine.nets, _sizes(run))
+
+
+def _sizes(run: Run) -> dict[str, Size] | None:
+    """Return the size of the generated images of each domain, or None if images of several sizes can mix.
+
+    Batches and the gradient penalty need images of one size.
+    """
+    if not isinstance(run.loader, TensorLoader):
+        side = run.data.crop_size
+        return {"A": (side, side), "B": (side, side)} if run.data.preprocess in FIXED_SIZE else None
+    if run.loader.batch_size == 1 and run.config.loss.gan_mode != "wgangp":
+        return None
+    first_A, first_B = run.loader.first
+    # A generated image of one domain has the size of the image of the other that it was made from.
+    return {"A": (first_B.shape[2], first_B.shape[3]), "B": (first_A.shape[2], first_A.shape[3])}
 
 
 def resume(run: Run, log: Log) -> None:
@@ -46,7 +59,7 @@ def resume(run: Run, log: Log) -> None:
     assert folder is not None
     file = state_file(folder, config.run.epoch)
     if file is not None:
-        state = read_state(file, run.engine.recipe, _other_state(file, config.run))
+        state = read_state(file, run.config, _expected(run), _other_state(file, config.run))
         if file.name == run_files.PREVIOUS and config.run.epoch == "latest":
             _require_no_later_weights(folder, state["iteration"])
             log(f"{folder / run_files.STATE}: no such file, so the run resumes from {file.name}")
@@ -122,47 +135,29 @@ def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
     )
 
 
-def read_state(file: Path, recipe: Recipe, if_damaged: str = "") -> dict[str, Any]:
-    """Return the training state in ``file``.
+def read_state(
+    file: Path, config: TrainConfig | None, expected: Expected, if_damaged: str = ""
+) -> dict[str, Any]:
+    """Return the training state in ``file``, of which every part was checked.
 
-    Raises UserError if this version cannot resume from it, or if it belongs to another recipe. The message
-    about a damaged file ends with ``if_damaged``.
+    Raises UserError if this version cannot resume from it, or if a part is damaged or not what is
+    ``expected``. With ``config``, also if a setting differs that must not change. The message about a damaged
+    file ends with ``if_damaged``.
     """
     try:
         state = load_tensors(file)
     except UserError as error:
         raise UserError(f"{error}{if_damaged}") from None
-    if not _is_state(state):
-        raise UserError(f"{file}: not a training state that this version can resume")
-    nets = state["nets"]
-    if set(nets) != set(recipe.networks) or not all(isinstance(net, dict) for net in nets.values()):
-        raise UserError(f"{file}: the networks in this file are not {recipe.networks_title}")
+    if config is not None:
+        check_settings(state, config, file)
+    check_state(state, expected, file, if_damaged)
     # A copy, because the file may be overwritten while the state is in use.
     copied: dict[str, Any] = to_cpu(state)
     return copied
 
 
-def _is_state(state: Any) -> bool:
-    """Return whether ``state`` has all parts of a training state of this version."""
-    if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
-        return False
-    if not all(isinstance(state.get(name), dict) for name in _DICTS):
-        return False
-    if not all(isinstance(state.get(name), int) for name in ("iteration", "first")):
-        return False
-    return bool(state["iteration"] >= 0)
-
-
-def _check_state(state: Any, run: Run, file: Path | str, log: Log) -> None:
-    """Raise UserError if ``state`` does not fit the configuration of ``run``.
-
-    A change of the images or of their loader is only logged.
-    """
-    current = to_dict(run.config)
-    for group, name in FIXED:
-        before, now = state["config"][group][name], current[group][name]
-        if before != now:
-            raise UserError(f"{file}: {name} was {before} and cannot change to {now} in the middle of a run")
+def _log_changes(state: Any, run: Run, log: Log) -> None:
+    """Log a change of the images or of their loader since ``state`` was saved."""
     if state["pictures"] != run.fingerprints():
         log(
             "the training images have changed since this run started; training continues with the current"

@@ -21,6 +21,8 @@ from typing import Any
 
 from fastcyclegan.checkpoints.run_files import LOCK
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.json_file import parse_json
+from fastcyclegan.files.schema import record, text, whole
 
 fcntl: ModuleType | None
 try:
@@ -28,6 +30,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# What a holder writes to the file.
+_HOLDER = record({"pid": whole(1, 2**31 - 1), "host": text(), "command": text(), "since": text()})
 _held: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
@@ -159,18 +163,17 @@ def _refuse_if_alive(descriptor: int) -> None:
     holder = _holder(descriptor)
     if holder.get("host") != socket.gethostname() or holder.get("pid") == os.getpid():
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError, TypeError, ValueError, OverflowError):
-        os.kill(int(holder["pid"]), 0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(holder["pid"], 0)
         raise BlockingIOError
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
     """Return what the last holder wrote to the file at ``descriptor``, or {} if that is unreadable."""
     try:
-        holder = json.loads(os.pread(descriptor, 10_000, 0))
+        holder: dict[str, Any] = parse_json(os.pread(descriptor, 10_000, 0))
+        _HOLDER(holder, "")
     except (OSError, ValueError):
-        return {}
-    if not isinstance(holder, dict) or not {"pid", "host", "since", "command"} <= holder.keys():
         return {}
     return holder
 
@@ -178,7 +181,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 def _describe(holder: Mapping[str, Any]) -> str:
     if not holder:
         return "another process"
-    command = " ".join(str(holder["command"]).split())[:100]
+    command = " ".join(holder["command"].split())[:100]
     return f"process {holder['pid']} on {holder['host']}, running since {holder['since']} ({command})"
 
 

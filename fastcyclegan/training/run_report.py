@@ -46,9 +46,9 @@ def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
-            if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+            if not isinstance(record, dict) or type(record.get("iteration")) is not int:
                 record = None
             yield line, record
 
@@ -152,7 +152,8 @@ class Report:
         self.thinned = Thinned(("iteration", *self.losses))
         self.drawn = 0
         self.last_recorded = -1
-        self._read_stats(resume_at)
+        with naming(run / STATS):
+            self._read_stats(resume_at)
         later = None if self.replaced is None else self.replaced / SAMPLES
         self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(name, config), keep, resume_at, later)
         self.events = self._open_events(resume_at)
@@ -196,8 +197,7 @@ class Report:
             if later or not line.endswith(b"\n"):
                 if self.replaced is not None:
                     self.moved_records = _copy_records(file, kept, self.replaced)
-                with naming(file):
-                    os.truncate(file, kept)
+                os.truncate(file, kept)
                 return
             kept += len(line)
             if record is not None:
@@ -220,7 +220,8 @@ class Report:
             append(stream, (json.dumps(record) + "\n").encode())
         self._count(record)
         if self.events is not None:
-            scalars = {f"loss/{name}": record[name] for name in self.losses}
+            # A record of before the run was resumed can lack a loss of the current settings.
+            scalars = {f"loss/{name}": record[name] for name in self.losses if name in record}
             scalars |= {"lr": record["lr"], "it/s": record["it/s"]}
             self.events.add_scalars(record["iteration"], scalars)
 

@@ -74,8 +74,8 @@ class SamplePage:
             return set(), 0
         with naming(self.page):
             text = self.page.read_text(encoding="utf-8", errors="replace")
-        removed = re.search(r"^<!--removed (\d+)-->", text, re.MULTILINE)
-        shown = {int(number) for number in re.findall(r"^<!--(\d+)-->", text, re.MULTILINE)}
+        removed = re.search(r"^<!--removed ([0-9]{1,15})-->", text, re.MULTILINE)
+        shown = {int(number) for number in re.findall(r"^<!--([0-9]{1,18})-->", text, re.MULTILINE)}
         return shown, 0 if removed is None else int(removed[1])
 
     def file(self, iteration: int) -> Path:
@@ -121,6 +121,6 @@ class SamplePage:
 
 def _iteration(file: Path) -> int:
     """Return the iteration of the grid in ``file``, or 0 if its name is not that of a grid."""
-    if re.fullmatch(r"\d{7}|[1-9]\d{7,}", file.stem):
+    if re.fullmatch(r"[0-9]{7}|[1-9][0-9]{7,17}", file.stem):
         return int(file.stem)
     return 0

@@ -25,10 +25,12 @@ class Thinned:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add a record. It is ignored if it lacks one of the values or one is not a number."""
-        values = [record.get(name) for name in self.names]
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        if len(numbers) < len(values):
-            return
+        numbers: list[float] = []
+        for name in self.names:
+            value = record.get(name)
+            if not isinstance(value, (int, float)) or abs(value) >= 2**1000:  # a float ends soon after
+                return
+            numbers.append(value)
         self.count += 1
         self._sum += numbers
         self._summed += 1

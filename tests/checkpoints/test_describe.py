@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from fastcyclegan import cli
-from fastcyclegan.checkpoints.loading import load_generator
+from fastcyclegan.checkpoints.loading import load_generator, read_networks
 from fastcyclegan.errors import UserError
-from fastcyclegan.nn.networks import Generator
+from fastcyclegan.nn.networks import Generator, UnetGenerator
+from tests.files.altered_values import altered_json
 
 
 def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +75,31 @@ def test_long_and_many_names_are_cut(tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(UserError) as error:
             load_generator(tmp_path / "x.pth")
         assert len(str(error.value)) < 1000
+
+
+def test_altered_metadata_are_refused_or_legal(tmp_path: Path) -> None:
+    """They describe the weights, which are recognised without them. What they add is checked."""
+    nets = (
+        Generator(ngf=2, n_blocks=1, use_dropout=True),
+        UnetGenerator(ngf=1, num_downs=5, use_dropout=True),
+    )
+    for net in nets:
+        good = {"class": type(net).__name__, **net.arguments}
+        for seed in range(75):
+            text = altered_json(random.Random(seed), good).decode("utf-8", "replace")
+            save_file(net.state_dict(), tmp_path / "x.safetensors", {"fastcyclegan": text})
+            (network,) = read_networks(tmp_path / "x.safetensors")
+            found = network.architecture
+            expected = {
+                **net.arguments,
+                **{n: found.arguments.get(n) for n in ("use_dropout", "padding_type")},
+            }
+            assert found.kind is type(net), seed
+            for name, value in found.arguments.items():
+                assert type(value) is type(expected[name]), (seed, name)
+                assert value == expected[name], (seed, name)
+            found.build("reference").load_state_dict(network.weights)
+            assert str(found).isprintable()
 
 
 def test_metadata_of_another_kind_are_ignored(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Weights that do not fit are rejected, and the error states what was expected and
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.run_files import fit_weights, save_weights, saved_epochs
+from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
 from fastcyclegan.tensor_files import load_tensors
+from tests.files.altered_values import altered_json
 
 
 def test_removes_partial_files_of_a_killed_process(tmp_path: Path) -> None:
@@ -50,6 +53,36 @@ def test_rejects_another_architecture_and_loads_nothing() -> None:
     with pytest.raises(UserError, match=r"model.1.bias is missing \(and 1 more\)"):
         fit_weights(net, missing | {"extra": torch.ones(1)}, "f.pth", "small")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_altered_configurations_are_legal_or_refused_in_a_line_that_names_the_file(tmp_path: Path) -> None:
+    good = to_dict(TrainConfig())
+    run_files.write_config(tmp_path, TrainConfig())
+    assert run_files.read_config(tmp_path) == TrainConfig()
+    refused = 0
+    for seed in range(200):
+        (tmp_path / "config.json").write_bytes(altered_json(random.Random(seed), good))
+        message = f"{tmp_path}/config.json: not a valid run configuration: "
+        try:
+            run_files.read_config(tmp_path)
+        except UserError as error:
+            refused, message = refused + 1, str(error)
+        assert message.startswith(f"{tmp_path}/config.json: not a valid run configuration: "), seed
+        assert message.isprintable(), seed
+        assert len(message) < len(str(tmp_path)) + 300, seed
+    assert 100 < refused < 200
+
+
+def test_a_configuration_with_two_values_of_a_setting_is_refused(tmp_path: Path) -> None:
+    run_files.write_config(tmp_path, TrainConfig())
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"lr":', '"lr": 1.0, "lr":', 1))
+    with pytest.raises(UserError, match=r"config.json: not a valid run configuration: 'lr' appears twice"):
+        run_files.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config.json: not a valid run configuration: it is not a regular"):
+        run_files.read_config(tmp_path)
 
 
 def test_saved_epochs(tmp_path: Path) -> None:

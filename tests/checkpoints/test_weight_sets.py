@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from fastcyclegan.checkpoints.weight_sets import (
 )
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Generator
+from tests.files.altered_values import altered_json
 
 NAMES = {"G_AB": "G_A", "G_BA": "G_B"}
 
@@ -87,6 +90,26 @@ def test_folders_without_a_record_are_accepted(tmp_path: Path) -> None:
         assert read_sets(tmp_path) == {}
         require_whole(tmp_path, "latest", is_running=False)
         assert load_generator(tmp_path)
+
+
+def test_altered_records_are_legal_or_not_used(tmp_path: Path) -> None:
+    """``weights.json`` only guards the files: damage to it neither ends a command nor touches other files."""
+    for number, label in enumerate(("latest", "5", "10", "iter_7")):
+        write_set(tmp_path, label, state(number), NAMES)
+    good = json.loads((tmp_path / SETS).read_text())
+    (tmp_path / "other").touch()
+    for seed in range(100):
+        (tmp_path / SETS).write_bytes(altered_json(random.Random(seed), good))
+        for label, entry in read_sets(tmp_path).items():
+            assert set(entry) == {"iteration", "files"}, seed
+            is_whole(tmp_path, label)
+            with contextlib.suppress(UserError):
+                require_whole(tmp_path, label, is_running=False)
+        if seed % 10 == 0:
+            remove_old_sets(tmp_path, 1)
+            write_set(tmp_path, "5", state(1), NAMES)
+            assert is_whole(tmp_path, "5")
+    assert (tmp_path / "other").exists()
 
 
 def test_a_set_that_is_being_written_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

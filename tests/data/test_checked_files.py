@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pwd
+import random
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.scan import list_images
 from fastcyclegan.errors import StoppedError, UserError
 from tests.conftest import write_images
+from tests.files.altered_values import altered_json
 
 
 def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +47,64 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     for damaged in ('{"reader": 2, "files": [{"path"', "[" * 200_000, "null", "7", '"x"', "[{}]"):
         cache.write_text(damaged)  # is ignored
         assert check_files(paths)[1] == first[1]
+
+
+def _same(found: list[checked_files.Checked], expected: list[checked_files.Checked]) -> bool:
+    """Return whether results are equal, except for values that a cache may have with the same right."""
+    return [(c.path, c.bytes, c.mtime_ns) for c in found] == [(c.path, c.bytes, c.mtime_ns) for c in expected]
+
+
+def altered_caches(folder: Path, seeds: range) -> None:
+    """Read caches with one alteration each. They are legal or made anew, and never end the scan."""
+    paths = list_images(folder)
+    cache = checked_files._cache_file()
+    cache.unlink(missing_ok=True)
+    first = check_files(paths)
+    good = json.loads(cache.read_text())
+    types = {name: type(value) for name, value in asdict(first[0]).items()}
+    for seed in seeds:
+        cache.write_bytes(altered_json(random.Random(seed), good))
+        found = check_files(paths)
+        assert _same(found, first), seed
+        for result in found:
+            kinds = {name: type(value) for name, value in asdict(result).items()}
+            assert {**kinds, "brightest": 0} == {**types, "brightest": 0}, seed
+
+
+def test_altered_caches_do_not_end_the_scan(dataset: Path) -> None:
+    altered_caches(dataset / "trainA", range(100))
+
+
+@pytest.mark.slow
+def test_many_altered_caches_do_not_end_the_scan(dataset: Path) -> None:
+    altered_caches(dataset / "trainA", range(1000, 6000))
+
+
+def test_a_cache_whose_records_have_wrong_values_is_made_anew(dataset: Path) -> None:
+    paths, cache = list_images(dataset / "trainA"), checked_files._cache_file()
+    cache.unlink(missing_ok=True)
+    first = check_files(paths)
+    good = json.loads(cache.read_text())
+    for name, value in {
+        "width": "24",
+        "height": None,
+        "plain": 1,
+        "brightest": 10**9,
+        "error": ["x"],
+    }.items():
+        records = [{**record, name: value} for record in good["files"]]
+        cache.write_text(json.dumps({**good, "files": records}))
+        assert check_files(paths) == first, name
+        assert json.loads(cache.read_text()) == good, name
+
+
+def test_a_folder_in_place_of_the_cache_does_not_matter(dataset: Path) -> None:
+    paths = list_images(dataset / "trainA")
+    first, cache = check_files(paths), checked_files._cache_file()
+    cache.unlink()
+    cache.mkdir()
+    assert check_files(paths) == first
+    cache.rmdir()
 
 
 def test_an_exception_of_progress_ends_the_checks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

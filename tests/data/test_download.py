@@ -246,7 +246,10 @@ def test_reports_odd_answers_in_one_short_line(
     assert len(str(error.value)) < 600
 
 
-@pytest.mark.parametrize("record", ["[]", '{"url": 1}', '{"version": 5}', "{", '"x"'])
+@pytest.mark.parametrize("record", [
+    "[]", '{"url": 1}', '{"version": 5}', "{", '"x"',
+    "[" * 100_000, '{"version": "a\\nb"}', '{"version": "\u00e9"}',
+])  # fmt: skip
 def test_a_damaged_record_of_a_download_is_ignored(server: Server, tmp_path: Path, record: str) -> None:
     (tmp_path / "toys.zip.part").write_bytes(b"old")
     record = record.replace('"version"', f'"url": "{server.url}/toys.zip", "version"')

@@ -76,6 +76,11 @@ def test_gradients_of_a_pair_are_adjacent() -> None:
         assert len({p.grad.untyped_storage().data_ptr() for net in nets for p in net.parameters()}) == 1
 
 
+def test_a_decay_rate_that_is_an_integer() -> None:
+    """In JSON and in Python, 0 is as good as 0.0, but not for Adam."""
+    PhaseOptimizer(pair(), OptimConfig(beta1=0), torch.zeros(()), in_place=False)
+
+
 def test_networks_of_different_shapes_are_trained() -> None:
     nets = [Discriminator(ndf=2, n_layers=1), Discriminator(ndf=3, n_layers=1)]
     trained = PhaseOptimizer(nets, OPTIM, torch.tensor(1e-3, dtype=torch.float64), in_place=True)

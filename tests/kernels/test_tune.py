@@ -76,7 +76,7 @@ def test_a_shipped_table_takes_precedence(measured: list[Config]) -> None:
 
 
 @pytest.mark.parametrize(
-    "stored", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}']
+    "stored", ["{", "[]", '{"apply bf16 1 64": {"BLOCK_S": 7}}', '{"apply bf16 1 64": 3}', "[" * 100_000]
 )
 def test_a_damaged_or_outdated_table_is_measured_again(measured: list[Config], stored: str) -> None:
     """If the stored table is damaged, or its choice is no longer in the list, configurations are measured."""

@@ -74,14 +74,16 @@ def test_starting_from_official_files_only(
 def test_resuming_with_settings_that_do_not_fit(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2")
     before = (tmp_path / "r" / "state.pt").read_bytes()
-    with pytest.raises(
-        UserError,
-        match=(
-            r"does not match resnet_1blocks \(ngf 4, .*: model.1.weight has the shape \[2, 3, 7, 7\] instead"
-            r" of \[4, 3, 7, 7\]"
-        ),
-    ):
+    with pytest.raises(UserError, match=r"state.pt: ngf was 2 and cannot change to 4 in the middle of a run"):
         run(dataset, tmp_path, "r", "--continue_train", "--ngf", "4")
+    basic = "--netD basic --crop_size 24 --load_size 24".split()
+    with pytest.raises(UserError, match="netD was n_layers and cannot change to basic in the middle"):
+        run(dataset, tmp_path, "r", "--continue_train", *basic)
+    config = (tmp_path / "r" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="crop_size was 16 and cannot change to 20 in the middle of a run"):
+        run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "9", "--crop_size", "20")
+    assert (tmp_path / "r" / "config.json").read_bytes() == config
+    assert (tmp_path / "r" / "state.pt").read_bytes() == before
     with pytest.raises(UserError, match="pool_size was 3 and cannot change to 5 in the middle of a run"):
         run(dataset, tmp_path, "r", "--continue_train", "--pool_size", "5")
     with pytest.raises(UserError, match=r"7_net_G_A.pth: no such file; epochs saved in .*: latest"):

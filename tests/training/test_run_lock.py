@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from fastcyclegan.checkpoints.run_files import LOCK
 from fastcyclegan.errors import UserError
 from fastcyclegan.training import run_lock
 from fastcyclegan.training.run_lock import RunLock
+from tests.files.altered_values import altered_json
 from tests.training.runs import forked
 
 
@@ -115,6 +118,26 @@ def test_an_unreadable_lock_file_does_not_matter(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is in use by another process"):
         RunLock(tmp_path)
     lock.release()
+
+
+def test_altered_lock_files_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a file system has no locks, and the process that the file names counts."""
+
+    def refuse(descriptor: int, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    lock = RunLock(tmp_path)
+    good = json.loads((tmp_path / LOCK).read_text())
+    for seed in range(100):
+        (tmp_path / LOCK).write_bytes(altered_json(random.Random(seed), {**good, "pid": os.getppid()}))
+        with pytest.raises(UserError, match=r"is in use by (process|another process)"):
+            RunLock(tmp_path)
+    lock.release()
+    monkeypatch.setattr(run_lock, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
+    for seed in range(100):
+        (tmp_path / LOCK).write_bytes(altered_json(random.Random(seed), {**good, "pid": 2**22 + 1}))
+        with contextlib.suppress(UserError):  # the number may be that of a process
+            RunLock(tmp_path).release()
 
 
 def test_many_processes_never_hold_the_lock_together(tmp_path: Path) -> None:

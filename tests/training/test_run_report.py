@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.training import run_report
 from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, read_stats
 from fastcyclegan.training.thinned import LIMIT
+from tests.files.altered_values import altered_json
 from tests.training.limits import no_file_longer_than
 from tests.training.runs import run
 
@@ -197,8 +199,34 @@ def test_without_the_log_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_damaged_side_files_do_not_matter(dataset: Path, tmp_path: Path) -> None:
     run(dataset, tmp_path, "r", "--max_iters", "2", "--print_freq", "1")
     with (tmp_path / "r" / "stats.jsonl").open("ab") as file:
-        file.write(b'[1]\n{}\n{"iteration": 1}\n\xff\xfe\nnonsense\n')
+        file.write(b'[1]\n{}\n{"iteration": 1}\n\xff\xfe\nnonsense\n{"iteration": true}\n')
+        file.write(b"[" * 100_000 + b"\n" + b'{"iteration": 1, "G_AB": 1' + b"0" * 400 + b"}\n")
     with (tmp_path / "r" / "index.html").open("ab") as file:
-        file.write(b"<!-- a comment of mine -->\n\xff\n")
+        file.write(b"<!-- a comment of mine -->\n\xff\n<!--" + b"9" * 5000 + b"-->\n")
+    (tmp_path / "r" / "samples" / f"{'9' * 200}.png").touch()
     run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "3")
     assert read_stats(tmp_path / "r")[-1]["iteration"] == 3
+
+
+def test_altered_records_do_not_matter(tmp_path: Path) -> None:
+    for seed in range(60):
+        lines = [altered_json(random.Random(seed + n), record(n + 1)) for n in (0, 1000, 2000)]
+        (tmp_path / STATS).write_bytes(b"\n".join(lines) + b"\n")
+        report = Report(tmp_path, "name", {}, LOSSES, resume_at=2001)
+        report.add_stats(record(3000))
+        assert read_stats(tmp_path)[-1] == record(3000), seed
+        if seed % 30 == 0:
+            report.close()
+
+
+def test_a_record_without_a_loss_of_the_current_settings(tmp_path: Path) -> None:
+    """It can come from a state that was saved before the settings changed."""
+    report = Report(tmp_path, "name", {}, LOSSES)
+    report.add_stats({name: value for name, value in record(1).items() if name != "cycle_A"})
+    report.close()
+
+
+def test_a_folder_in_place_of_the_records_is_named(tmp_path: Path) -> None:
+    (tmp_path / STATS).mkdir()
+    with pytest.raises(UserError, match=r"stats.jsonl: Is a directory"):
+        Report(tmp_path, "name", {}, LOSSES)

@@ -29,5 +29,7 @@ def test_few_values_stay_as_they_are() -> None:
         thinned.add({"iteration": n, "loss": float(n)})
     thinned.add({"iteration": 6})
     thinned.add({"iteration": 7, "loss": "high"})
+    for odd in (None, [1.0], 10**400, {}):
+        thinned.add({"iteration": 7, "loss": odd})
     assert thinned.records() == [{"iteration": n, "loss": n} for n in (1, 2, 5)]
     assert thinned.count == 3
