@@ -83,9 +83,18 @@ def outcomes(name: str, impl: str, make: Callable[[Tensor], Any]) -> list[Any]:
     return [outcome(train, net, x) for net, x in zip(trio(name, impl), arguments, strict=True)]
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPERATORS)
+# The block reads its images as the convolution does.
+BLOCK_LAYOUTS = {"channels_last", "transposed", "one image expanded", "storage offset", "NaN"}
+LAYOUT_CASES = [
+    (name, layout, impl)
+    for name in OPERATORS
+    for layout in LAYOUTS
+    for impl in IMPLS
+    if (name, impl) != ("residual_block", "triton") or layout in BLOCK_LAYOUTS
+]
+
+
+@pytest.mark.parametrize(("name", "layout", "impl"), LAYOUT_CASES)
 def test_layouts(name: str, layout: str, impl: str) -> None:
     check(outcomes(name, impl, LAYOUTS[layout]))
 
@@ -99,6 +108,7 @@ def test_shapes(name: str, shape: str, impl: str) -> None:
         check_refused(found[0], REFUSED[name, shape])
     elif name == "instance_norm" and shape.startswith("no images"):
         # Torch 2.13 fails on an empty batch with weights.
+        assert not isinstance(found[0], Exception), repr(found[0])
         assert not any(t.any() for t in found[0].values())
     else:
         check(found)

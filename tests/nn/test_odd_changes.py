@@ -1,4 +1,4 @@
-"""Networks whose layers were changed compute the changed function: hooks, parametrizations, weights, dtypes."""
+"""Networks whose layers were changed compute the changed function: hooks, weights, parametrizations."""
 
 from __future__ import annotations
 
@@ -145,9 +145,11 @@ CHANGES: dict[str, Change] = {
     "shared memory": lambda net: net.share_memory(),
     "evaluation": lambda net: net.eval(),
 }
+# For these, the layers are called as modules, or the kernels get ordinary weights, as in another case.
+REFERENCE_ONLY = {"old weight norm", "pruned", "shared memory", "evaluation", "hook on activations"}
 CASES = [
     *((name, change, "reference") for name in ("generator", "unet", "patches") for change in CHANGES),
-    *(("patches", change, "triton") for change in CHANGES),
+    *(("patches", change, "triton") for change in CHANGES if change not in REFERENCE_ONLY),
     *(("generator", change, "triton") for change in ("tied weights", "activations in place")),
 ]
 
@@ -204,7 +206,7 @@ def test_converted_networks(conversion: str, impl: str) -> None:
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 @pytest.mark.parametrize("name", ["generator", "patches"])
 def test_channels_last_networks(name: str, impl: str) -> None:
-    """The plain network keeps NCHW memory: torch's norm returns a wrong gradient for one channels_last image."""
+    """The plain network keeps NCHW memory, because torch's norm has a wrong gradient for one NHWC image."""
     nets, x = trio(name, impl), images(name)[:1]
     ours = outcome(
         train, nets[0].to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
