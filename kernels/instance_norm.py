@@ -68,11 +68,16 @@ def instance_norm_ref(
 # --- Operators ----------------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
+def _check_dimensions(x: Tensor) -> None:
+    check_tensor("instance_norm", x)
     if x.dim() not in (3, 4, 5):
         raise ValueError(
             f"instance_norm: x must be [N, C, L], [N, C, H, W] or [N, C, D, H, W], got shape {tuple(x.shape)}"
         )
+
+
+def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, act: str) -> None:
+    _check_dimensions(x)
     if act not in ACTS:
         raise ValueError(f"instance_norm: act must be one of {', '.join(ACTS)}, got {act!r}")
     check_pixels(x)
@@ -234,7 +239,7 @@ def instance_norm(
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
     Stylization", 2016.
     """
-    check_tensor("instance_norm", x)
+    _check_dimensions(x)
     if resolve_impl("instance_norm", impl, x) == "reference":
         _check(x, weight, bias, residual, act)
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)

@@ -143,7 +143,9 @@ class ReflectConv2d(nn.Conv2d):
 
         Inputs that torch rejects are left to torch, so that torch's own error is raised.
         """
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels or x.device != self.weight.device:
+        if not isinstance(x, Tensor) or x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            return False
+        if x.device != self.weight.device:
             return False
         sides, weight = min(x.shape[-2:]), self.weight
         if self.border >= sides or sides + 2 * self.border < self.kernel_size[0]:

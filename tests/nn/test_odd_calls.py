@@ -305,7 +305,6 @@ COMPILERS: dict[str, Call] = {
     "export, any number of images": _exported,
     "jit.trace, saved and loaded": _traced,
     "jit.script": lambda net, x: {"y": torch.jit.script(net)(x)},
-    "fx": lambda net, x: {"y": torch.fx.symbolic_trace(net)(x)},
     "make_fx": lambda net, x: {"y": make_fx(net)(x)(x.flip(-1))},
 }
 
@@ -314,7 +313,17 @@ COMPILERS: dict[str, Call] = {
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("name", ["generator", "accelerated"])
 def test_compilers(name: str, compiler: str) -> None:
-    check(outcomes(trio(name, "reference"), COMPILERS[compiler], images(name)[:1]))
+    found = outcomes(trio(name, "reference"), COMPILERS[compiler], images(name)[:1])
+    if (name, compiler) == ("accelerated", "jit.script"):
+        check_refused(found[0], r"torch.jit.script does not support an accelerated network: call undo\(\)")
+    else:
+        check(found)
+
+
+@pytest.mark.parametrize("name", ["generator", "accelerated"])
+def test_fx_refuses_networks_that_choose_their_kernels_by_the_image(name: str) -> None:
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torch.fx.symbolic_trace(trio(name, "reference")[0])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
