@@ -89,12 +89,11 @@ class TranslateConfig:
     def __post_init__(self) -> None:
         # Reuse the checks of the training configuration.
         RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.resize is not None and self.resize < 1:
-            raise UserError(f"resize must be at least 1, got {self.resize}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise UserError(f"num_threads must be at least 1, got {self.num_threads}")
+        numbers = {"batch_size": self.batch_size, "resize": self.resize, "num_threads": self.num_threads}
+        for name, value in numbers.items():
+            is_missing = value is None and name != "batch_size"
+            if not is_missing and (type(value) is not int or value < 1):
+                raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 class _Failures:

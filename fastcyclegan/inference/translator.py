@@ -127,8 +127,8 @@ def translate_images(
     in [-1, 1]. Raises BadImageError for a file that cannot be read, UserError for an image that the network
     gives no numbers for, and ValueError or TypeError for anything that is not such an image.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     translator = Translator(net, device, precision)
     if not isinstance(images, (list, tuple)):
         return _translate([images], translator, batch_size)[0]

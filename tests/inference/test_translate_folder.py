@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -356,7 +357,14 @@ def test_failed_writes_are_errors(
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch_size": 0}, {"resize": 0}, {"num_threads": 0}, {"device": "tpu"}, {"epoch": "best"}]
+    "change",
+    [
+        *({name: value} for name in ("batch_size", "resize", "num_threads") for value in (0, 1.5, True, "4")),
+        {"batch_size": None},
+        {"batch_size": math.nan},
+        {"device": "tpu"},
+        {"epoch": "best"},
+    ],
 )
 def test_invalid_settings_are_rejected(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):

@@ -162,3 +162,9 @@ def test_only_the_visible_part_of_a_translation_must_be_numbers() -> None:
     assert small is not None
     assert not small.any()
     assert whole is None
+
+
+@pytest.mark.parametrize("batch_size", [0, 1.5, math.nan, True, "2"])
+def test_invalid_batch_sizes_are_named(batch_size: Any) -> None:
+    with pytest.raises(ValueError, match=r"^batch_size must be an integer of at least 1, got "):
+        CycleGAN(**TINY).translate(np.zeros((8, 8, 3), np.uint8), batch_size=batch_size)
