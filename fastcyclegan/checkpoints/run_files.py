@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import TrainConfig, from_dict, to_dict
@@ -106,7 +107,18 @@ def _differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -
             reshaped.append(f"{name} has the shape {list(actual[name].shape)} instead of {list(value.shape)}")
     missing = [f"{name} is missing" for name in expected if name not in actual]
     extra = [f"{name} is unexpected" for name in actual if name not in expected]
-    return reshaped + missing + extra
+    differences = reshaped + missing + extra
+    if differences:
+        return differences
+    narrowed = [name for name, value in expected.items() if _overflows(actual[name], value.dtype)]
+    return [f"{name} has values that are too large for {expected[name].dtype}" for name in narrowed]
+
+
+def _overflows(value: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a finite value becomes infinite in ``dtype``."""
+    if value.dtype == dtype or not dtype.is_floating_point:
+        return False
+    return bool((value.isfinite() & ~value.to(dtype).isfinite()).any())
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

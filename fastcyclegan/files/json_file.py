@@ -28,11 +28,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+LARGEST = 2**30
+"""Size of the largest file that is read, in bytes: more than the records of a million images need."""
+
+
 def read_json(file: Path) -> Any:
     """Return the value in ``file``.
 
-    Raises OSError if it cannot be read, and ValueError if it is not a regular file or not JSON.
+    Raises OSError if it cannot be read, and ValueError if it is not a regular file, too large or not JSON.
     """
     if file.exists() and not file.is_file():  # reading a pipe could block forever
         raise ValueError("it is not a regular file")
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST} bytes")
     return parse_json(file.read_bytes())

@@ -135,6 +135,7 @@ def record(required: Mapping[Any, Rule], optional: Mapping[Any, Rule] | None = N
     Each entry must follow its rule. ``optional`` entries may be missing.
     """
     allowed = {**required, **({} if optional is None else optional)}
+    kinds = {key: type(key) for key in allowed}
 
     def check(value: Any, place: str) -> None:
         mapping = entries(value, place)
@@ -142,8 +143,8 @@ def record(required: Mapping[Any, Rule], optional: Mapping[Any, Rule] | None = N
             if key not in mapping:
                 raise MisfitError(joined(place, key), "is missing")
         for key, entry in mapping.items():
-            # True equals 1, but is not the key 1.
-            if key not in allowed or isinstance(key, bool):
+            # True and 1.0 equal 1, but are not the key 1.
+            if key not in allowed or type(key) is not kinds[key]:
                 raise MisfitError(joined(place, key), "is unexpected")
             allowed[key](entry, joined(place, key))
 

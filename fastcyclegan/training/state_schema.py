@@ -208,7 +208,8 @@ def _group(count: int) -> Rule:
 
     def check(value: Any, place: str) -> None:
         group = entries(value, place)
-        if group.get("params") != list(range(count)):
+        numbers = group.get("params")
+        if not isinstance(numbers, list) or numbers != list(range(count)):
             raise MisfitError(joined(place, "params"), f"must be the numbers of all {count} parameters")
         for name, setting in group.items():
             text()(name, joined(place, "a name"))

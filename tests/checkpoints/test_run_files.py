@@ -55,6 +55,18 @@ def test_rejects_another_architecture_and_loads_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_values_that_would_become_infinite_are_refused() -> None:
+    net = Generator(ngf=2, n_blocks=1)
+    weights = {name: value.double() for name, value in net.state_dict().items()}
+    fit_weights(net, weights, "f.pth", "small")
+    weights["model.1.bias"][0] = 1e300
+    with pytest.raises(
+        UserError, match=r"f.pth: .*: model.1.bias has values that are too large for torch.float32"
+    ):
+        fit_weights(net, weights, "f.pth", "small")
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
 def test_altered_configurations_are_legal_or_refused_in_a_line_that_names_the_file(tmp_path: Path) -> None:
     good = to_dict(TrainConfig())
     run_files.write_config(tmp_path, TrainConfig())

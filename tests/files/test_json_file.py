@@ -39,6 +39,13 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
         read_json(tmp_path / "missing")
 
 
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(2**40)  # which takes no room on the disk
+    with pytest.raises(ValueError, match="it has more than 1073741824 bytes"):
+        read_json(tmp_path / "f")
+
+
 def test_valid_content(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, None, True, "\u00e9"], "b": {"a": {}}}
     (tmp_path / "f").write_text(json.dumps(value))

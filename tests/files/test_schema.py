@@ -64,6 +64,7 @@ REFUSED: list[tuple[Rule, Any, str]] = [
     (record({"a": flag}), {"a": True, "c\n": 1}, r"x.'c\n' is unexpected"),
     (record({"a": flag}), {"a": 1}, "x.a must be True or False, got 1"),
     (record({}, {1: flag}), {True: True}, "x.True is unexpected"),
+    (record({}, {1: flag}), {1.0: True}, "x.1.0 is unexpected"),
 ]
 
 

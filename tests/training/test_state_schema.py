@@ -151,11 +151,16 @@ def _nan(t: Tensor) -> Tensor:
     return t.masked_fill(torch.arange(t.numel()).view(t.shape) == t.numel() // 2, math.nan)
 
 
+def _with_float_keys(state: dict[int, Any]) -> dict[float, Any]:
+    return {float(n): moments for n, moments in state.items()}
+
+
 def _minus_1(t: Tensor) -> Tensor:
     return torch.full_like(t, -1.0)
 
 
 WEIGHT = ("nets", "G_AB", "model.1.weight")
+GROUP = ("optimizers", "G", "param_groups", 0)
 MOMENTS = ("optimizers", "G", "state", 0)
 FAULTS: list[tuple[str, Change]] = [
     ("iteration must be from 0 to 9007199254740992, got -1", _set("iteration", -1)),
@@ -183,6 +188,8 @@ FAULTS: list[tuple[str, Change]] = [
     ("optimizers.G.state.0.exp_avg is missing", _remove(*MOMENTS, "exp_avg")),
     ("optimizers.G.state.0 is missing", _remove(*MOMENTS)),
     ("optimizers.G.state.99 is unexpected", _set("optimizers", "G", "state", lambda s: {**s, 99: s[0]})),
+    ("optimizers.G.state.0.0 is unexpected", _set("optimizers", "G", "state", _with_float_keys)),
+    ("optimizers.G.param_groups.0.params must", _set(*GROUP, "params", torch.ones(3))),
     ("optimizers.G.param_groups must have 1 entries", _set("optimizers", "G", "param_groups", [])),
     ("optimizers.G.param_groups.0.params must be", _set("optimizers", "G", "param_groups", 0, "params", [0])),
     ("recipe.A.filled must be from 0 to 3, got 4", _set("recipe", "A", "filled", 4)),
