@@ -83,6 +83,7 @@ def _check_maximum(config: Any, maximum: float, *names: str) -> None:
 
 # More than any use needs, but little enough to be refused before memory or time run out.
 _MOST_PIXELS, _MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 2**16, 4096, 2**31 - 1, 12, 256
+_MOST_IMAGES = 10**6
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_minimum(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
+        _check_maximum(self, _MOST_IMAGES, "pool_size")
         if self.lambda_gp != LossConfig.lambda_gp and self.gan_mode != "wgangp":
             raise UserError(f"--lambda_gp only applies to --gan_mode wgangp, not to {self.gan_mode}")
 

@@ -199,7 +199,7 @@ def _reject_odd_tensors(weights: Weights) -> None:
             raise UnknownArchitectureError(
                 f"{shortened(key)} has the dtype {kind}, but weights must be floating point"
             )
-        if value.is_floating_point() and not value.float().isfinite().all():
+        if value.is_floating_point() and not value.isfinite().all():
             raise UnknownArchitectureError(
                 f"{shortened(key)} contains values that are not finite: the file is damaged, or its training"
                 " failed"

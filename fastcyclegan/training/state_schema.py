@@ -60,8 +60,6 @@ _PARTS = ("iteration", "first", "pictures", "config", "extra", "nets", "optimize
 _MOST = 2**53
 # The logarithms of the smallest and the largest sum of losses that ``LossWatch`` adds up.
 _LOG_LOSSES = (-19.0, 710.0)
-# The generators end in tanh. What is above 1 is rounding.
-_BRIGHTEST = 1.001
 _CUDA_BYTES = 16
 """Size of the state of a CUDA generator: its seed and its offset, as 64-bit integers."""
 
@@ -264,7 +262,7 @@ def _images(value: Any, place: str, leading: tuple[int, ...], size: Size | None)
         raise MisfitError(place, f"has the shape {list(images.shape[:8])} instead of {shape}")
     if images.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise MisfitError(place, f"has the dtype {images.dtype}, which images in a pool never have")
-    require_range(images, place, -_BRIGHTEST, _BRIGHTEST)
+    require_range(images, place)  # only finite: a caller can replace the tanh of a generator
 
 
 # --- Random generators and the training loop ----------------------------------------------------------------

@@ -220,6 +220,16 @@ def test_weights_that_overflow_in_the_dtype_are_refused(
         load_generator(tmp_path / "g.pth", dtype=dtype)
 
 
+def test_weights_beyond_float32_are_loaded_in_float64(tmp_path: Path) -> None:
+    state = Generator(ngf=2, n_blocks=1).double().state_dict()
+    state["model.7.weight"][0, 0, 0, 0] = 1e300
+    torch.save(state, tmp_path / "g.pth")
+    loaded = load_generator(tmp_path / "g.pth", dtype=torch.float64).state_dict()
+    assert loaded["model.7.weight"].max().item() == 1e300
+    with pytest.raises(UserError, match=r"g\.pth: model\.7\.weight .* but float32 ends at"):
+        load_generator(tmp_path / "g.pth")
+
+
 def test_weights_in_float64_keep_their_bits(tmp_path: Path) -> None:
     state = Generator(ngf=2, n_blocks=1).double().state_dict()
     state["model.7.weight"] += 1e-12
