@@ -58,6 +58,8 @@ _SHAPING = {"nets": _OF_NETWORKS, "ema": _OF_NETWORKS, "optimizers": _OF_NETWORK
 _PARTS = ("iteration", "first", "pictures", "config", "extra", "nets", "optimizers", "recipe", "rng")
 # Python's floats and torch's seeds count exactly up to here.
 _MOST = 2**53
+# Adam counts its steps in fp32, which stops here.
+_MOST_STEPS = 2**24
 # The logarithms of the smallest and the largest sum of losses that ``LossWatch`` adds up.
 _LOG_LOSSES = (-19.0, 710.0)
 _CUDA_BYTES = 16
@@ -116,21 +118,35 @@ def check_state(state: Any, expected: Expected, source: Path | str, if_damaged: 
         raise UserError(f"{source}: the networks in this file are not {expected.recipe.networks_title}")
     try:
         whole(0, _MOST)(state["iteration"], "iteration")
-        record(*_rules(expected, saved, state["iteration"]))(state, "")
+        whole(0, state["iteration"])(state["first"], "first")
+        record(*_rules(expected, saved, state["iteration"], state["first"]))(state, "")
+        _require_steps(state)
     except MisfitError as misfit:
         part = misfit.place.partition(".")[0]
         changed = _changed(_SHAPING.get(part, ()), saved, expected.config)
         raise UserError(f"{source}: {changed if changed else str(misfit) + if_damaged}") from None
 
 
-def _rules(expected: Expected, saved: TrainConfig, iteration: int) -> tuple[dict[Any, Rule], dict[Any, Rule]]:
+def _require_steps(state: Mapping[str, Any]) -> None:
+    """Raise MisfitError unless Adam has taken a step of one of the phases in every iteration."""
+    moments = [optimizer["state"].values() for optimizer in state["optimizers"].values()]
+    steps = sum(max((one["step"].item() for one in phase), default=0.0) for phase in moments)
+    least = min(state["iteration"] - state["first"], _MOST_STEPS)
+    if any(moments) and steps < least:  # there are none if all networks are frozen
+        found = f"Adam took only {steps:g} steps after iteration {state['first']}"
+        raise MisfitError("iteration", f"is {state['iteration']}, but {found}")
+
+
+def _rules(
+    expected: Expected, saved: TrainConfig, iteration: int, first: int
+) -> tuple[dict[Any, Rule], dict[Any, Rule]]:
     """Return the rules of the required and of the optional parts of a state."""
     weights = {name: _weights(net) for name, net in expected.nets.items()}
     averages = {name: weights[name] for name in expected.recipe.generators}
     optimizers = {}
     for phase in expected.recipe.phases():
         trained = [expected.nets[name].parameters() for name in phase.trains]
-        optimizers[phase.name] = _adam(list(itertools.chain.from_iterable(trained)), iteration)
+        optimizers[phase.name] = _adam(list(itertools.chain.from_iterable(trained)), iteration - first)
     optional = {"loader": text("dali", "folder", TENSORS)}
     required = {
         "version": exactly(STATE_VERSION),
@@ -165,9 +181,9 @@ def _weights(net: nn.Module) -> Rule:
     return record(rules)
 
 
-def _adam(parameters: Sequence[nn.Parameter], iteration: int) -> Rule:
-    """Return the rule for the state of an Adam optimizer for ``parameters`` after ``iteration``."""
-    moments = {n: _moments(p, iteration) for n, p in enumerate(parameters)}
+def _adam(parameters: Sequence[nn.Parameter], steps: int) -> Rule:
+    """Return the rule for the state of an Adam optimizer for ``parameters`` after at most ``steps``."""
+    moments = {n: _moments(p, steps) for n, p in enumerate(parameters)}
     rule = record(
         {"state": record({}, moments), "param_groups": list_of(_group(len(parameters)), 1)},
         {"untrained": list_of(whole(0, len(parameters) - 1))},
@@ -184,17 +200,17 @@ def _adam(parameters: Sequence[nn.Parameter], iteration: int) -> Rule:
     return check
 
 
-def _moments(p: nn.Parameter, iteration: int) -> Rule:
+def _moments(p: nn.Parameter, steps: int) -> Rule:
     shape = tuple(p.shape)
-    count = tensor((), torch.float32, 1.0, float(iteration))
+    count = tensor((), torch.float32, 1.0, float(steps))
 
-    def steps(value: Any, place: str) -> None:
+    def step(value: Any, place: str) -> None:
         count(value, place)
         if not value.item().is_integer():
             raise MisfitError(place, f"must be a whole number, got {value.item()}")
 
     return record(
-        {"step": steps, "exp_avg": tensor(shape, p.dtype), "exp_avg_sq": tensor(shape, p.dtype, 0.0)}
+        {"step": step, "exp_avg": tensor(shape, p.dtype), "exp_avg_sq": tensor(shape, p.dtype, 0.0)}
     )
 
 

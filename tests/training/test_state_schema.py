@@ -116,8 +116,8 @@ def survives(resumable: Resumable, seed: int) -> str:
 
 def test_altered_states_are_refused_or_legal(resumable: Resumable) -> None:
     resumable.restore(resumable.state)
-    refused = sum(survives(resumable, seed) != "" for seed in range(90))
-    assert 45 < refused < 90
+    refused = sum(survives(resumable, seed) != "" for seed in range(60))
+    assert 30 < refused < 60
 
 
 # --- Faults of each part ------------------------------------------------------------------------------------
@@ -166,6 +166,8 @@ FAULTS: list[tuple[str, Change]] = [
     ("iteration must be from 0 to 9007199254740992, got -1", _set("iteration", -1)),
     ("iteration must be an integer, got True", _set("iteration", True)),
     ("iteration must be from .*, got an integer of 1329 bits", _set("iteration", 10**400)),
+    ("iteration is 1000000, but Adam took only 8 steps after iteration 0", _set("iteration", 10**6)),
+    ("optimizers.G.state.0.step has values from 4 to 4, but", _set("first", 3)),
     ("first must be from 0 to 4, got 5", _set("first", 5)),
     ("pictures must have 2 entries, got 1", _set("pictures", ["x"])),
     ("loader must be one of dali, folder, the caller, got 'x'", _set("loader", "x")),
