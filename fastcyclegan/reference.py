@@ -243,7 +243,7 @@ class UnetBlock(nn.Module):
         self.model = self.sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], dim=1)
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], dim=-3)
 
 
 class UnetGenerator(nn.Module):

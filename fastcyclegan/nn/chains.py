@@ -264,7 +264,7 @@ class UnetBlock(reference.UnetBlock):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             y = self.model(x)
-            return y if self.outermost else torch.cat([x, y], dim=1)
+            return y if self.outermost else torch.cat([x, y], dim=-3)
         else:
             return self._run(x)
 
@@ -273,7 +273,7 @@ class UnetBlock(reference.UnetBlock):
         if untouched(chain, Chain) and x.dim() == 4 and resolve_impl("UnetBlock", chain.impl, x) == "triton":
             return run_levels((self,), x, None, False, "triton")
         y: Tensor = chain(x)
-        return y if self.outermost else torch.cat([x, y], dim=1)
+        return y if self.outermost else torch.cat([x, y], dim=-3)
 
 
 def run_levels(
@@ -293,4 +293,4 @@ def run_levels(
     else:
         start = 1 if activated else 0
         y = run_chains([block.model for block in blocks], x, None, cancelled, start, impl)
-    return y if blocks[0].outermost else torch.cat([x, y], dim=1)
+    return y if blocks[0].outermost else torch.cat([x, y], dim=-3)

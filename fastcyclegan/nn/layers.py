@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._checks import check_tensor
 from fastcyclegan.kernels.dispatch import check_impl, is_autocast_on
 from fastcyclegan.kernels.instance_norm import ACTS
 
@@ -78,6 +79,7 @@ class InstanceNormAct(nn.modules.instancenorm._InstanceNorm):
         self.act, self.slope, self.impl = act, slope, impl
 
     def _check_input_dim(self, input: Tensor) -> None:
+        check_tensor("InstanceNormAct", input)
         if input.dim() not in (3, 4, 5):
             shapes = "[N, C, L], [N, C, H, W] or [N, C, D, H, W]"
             raise ValueError(f"InstanceNormAct: input must be {shapes}, got shape {tuple(input.shape)}")
