@@ -22,7 +22,12 @@ class MisfitError(ValueError):
 
     def __init__(self, place: str, problem: str) -> None:
         super().__init__(f"{place} {problem}")
-        self.place = place
+        self.place, self.problem = place, problem
+
+    def within(self, place: str, key: object) -> MisfitError:
+        """Return this error for the same value as part of the entry ``key`` of the value at ``place``."""
+        outer = joined(place, key)
+        return MisfitError(f"{outer}.{self.place}" if self.place else outer, self.problem)
 
 
 def described(value: Any) -> str:
@@ -117,7 +122,10 @@ def list_of(rule: Rule, count: int | None = None) -> Rule:
         if count is not None and len(value) != count:
             raise MisfitError(place, f"must have {count} entries, got {len(value)}")
         for n, entry in enumerate(value):
-            rule(entry, joined(place, n))
+            try:
+                rule(entry, "")
+            except MisfitError as misfit:  # the place is put together only now: a cache has many entries
+                raise misfit.within(place, n) from None
 
     return check
 
@@ -146,6 +154,9 @@ def record(required: Mapping[Any, Rule], optional: Mapping[Any, Rule] | None = N
             # True and 1.0 equal 1, but are not the key 1.
             if key not in allowed or type(key) is not kinds[key]:
                 raise MisfitError(joined(place, key), "is unexpected")
-            allowed[key](entry, joined(place, key))
+            try:
+                allowed[key](entry, "")
+            except MisfitError as misfit:
+                raise misfit.within(place, key) from None
 
     return check
