@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,6 +38,7 @@ from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.given_networks import why_not_loadable
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
@@ -232,6 +234,8 @@ class CycleGAN:
         specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
         beginning, so with loaders it is exact only between epochs.
 
+        Networks that you change can be trained, but not loaded again from ``folder``, which a warning says.
+
         Every batch of a loader is checked before it is trained on; an error leaves the model as the batches
         before made it. If a loss or a weight becomes infinite or NaN, training cannot continue from the
         weights in memory, and they are not saved: load the last saved state, or create a new model.
@@ -265,6 +269,8 @@ class CycleGAN:
         overrides = Overrides(
             self.networks, loaders, iterations_per_epoch, self._last_state(), files=folder is not None
         )
+        if folder is not None:
+            self._warn_if_not_loadable(Path(folder))
         console = Console() if verbose else QuietConsole()
         with _preserve_global_state():
             train(config, console, overrides=overrides, on_start=begin, on_tick=tick, signals=False)
@@ -349,7 +355,7 @@ class CycleGAN:
         ``scripts/translate.py --weights`` and ``scripts/train.py --continue_train``. Raises UserError if the
         folder already contains files, unless ``overwrite`` is set or it is the model's own folder, if a
         weight is not finite, and if another process is training in it. Raises OSError if it cannot be
-        written.
+        written. Warns if the networks were changed so that ``load`` cannot build them.
         """
         folder = Path(folder)
         is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
@@ -360,6 +366,7 @@ class CycleGAN:
             return
         state = self._last_state()
         self._require_finite(folder, state)
+        self._warn_if_not_loadable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
         try:
@@ -367,6 +374,15 @@ class CycleGAN:
         finally:
             lock.release()
         self.folder = folder
+
+    def _warn_if_not_loadable(self, folder: Path) -> None:
+        problem = why_not_loadable(self.networks, self.config)
+        if problem:
+            warnings.warn(
+                f"{folder}: the networks were changed after they were created ({problem}), so CycleGAN.load"
+                " cannot load them from there: load the *_net_*.pth files into networks of your own",
+                stacklevel=4,
+            )
 
     def _require_finite(self, folder: Path, state: Mapping[str, Any] | None) -> None:
         """Raise UserError if the networks or ``state`` have values that are not finite."""

@@ -91,7 +91,7 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
 
     If they do not fit, nothing is loaded, and a UserError states what was expected and what was found.
     """
-    problems = _differences(net.state_dict(), weights)
+    problems = differences(net.state_dict(), weights)
     if problems:
         problem = shortened(problems[0], 200)
         if len(problems) > 1:
@@ -100,16 +100,16 @@ def fit_weights(net: nn.Module, weights: Mapping[str, Tensor], source: Path | st
     net.load_state_dict(dict(weights))
 
 
-def _differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
+def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> list[str]:
+    """Return a text for each entry of the state_dict ``actual`` that does not fit ``expected``."""
     reshaped = []
     for name, value in expected.items():
         if name in actual and actual[name].shape != value.shape:
             reshaped.append(f"{name} has the shape {list(actual[name].shape)} instead of {list(value.shape)}")
     missing = [f"{name} is missing" for name in expected if name not in actual]
     extra = [f"{name} is unexpected" for name in actual if name not in expected]
-    differences = reshaped + missing + extra
-    if differences:
-        return differences
+    if reshaped or missing or extra:
+        return reshaped + missing + extra
     narrowed = [name for name, value in expected.items() if _overflows(actual[name], value.dtype)]
     return [f"{name} has values that are too large for {expected[name].dtype}" for name in narrowed]
 

@@ -216,6 +216,8 @@ def _tensor(image: Tensor, translator: Translator) -> Tensor:
     if not batch.is_floating_point() or batch.dim() != 4 or batch.shape[1] != translator.channels:
         wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
         raise ValueError(f"translate: a tensor must be {wanted}, got {image.dtype} {list(image.shape)}")
+    if batch.is_meta or batch.layout != torch.strided:
+        raise ValueError(f"translate: a tensor must have plain data, got {batch.layout} on {batch.device}")
     if not batch.numel():
         raise ValueError(f"translate: a tensor must not be empty, got shape {list(image.shape)}")
     if not batch.abs().amax() <= 1.001:  # also true for NaN

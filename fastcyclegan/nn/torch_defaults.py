@@ -60,10 +60,18 @@ def require_dtype(dtype: object, caller: str) -> None:
 
 
 def require_device(device: object, caller: str) -> torch.device:
-    """Return ``device`` as a torch.device. Raises TypeError or ValueError, with ``caller``, for none."""
+    """Return ``device`` as a torch.device.
+
+    Raises TypeError or ValueError, with ``caller``, if it is none, or one that this machine does not have.
+    """
     if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
         raise TypeError(f"{caller}: device must be a name such as cpu or cuda:0, got {device!r}")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise ValueError(f"{caller}: device must be a name such as cpu or cuda:0, got {device!r}") from None
+    index = 0 if found.index is None else found.index
+    missing = found.type == "cuda" and index >= torch.cuda.device_count()
+    if missing or (found.type == "mps" and not torch.backends.mps.is_available()):
+        raise ValueError(f"{caller}: device {found} is not available on this machine")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.training.given_networks import require_trainable
 from fastcyclegan.training.resume import restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
@@ -162,7 +163,7 @@ def _start(
     run.table = describe_run(run)
     reporter.check()
     _restore(run, overrides, reporter.log)
-    _require_finite(run, overrides)
+    _require_finite(run, overrides, run.engine.state_dict())
     reporter.check()
     if run.iteration < run.last and run.folder is not None:
         _write_config(run.folder, config)
@@ -172,14 +173,14 @@ def _start(
 def _restore(run: Run, overrides: Overrides, log: Log) -> None:
     """Restore the state of ``run`` if it resumes an earlier run."""
     if overrides.state is not None:
+        _require_finite(run, overrides, overrides.state)
         restore_state(run, overrides.state, "the previous state", log)
     elif run.config.run.continue_train:
         resume(run, log)
 
 
-def _require_finite(run: Run, overrides: Overrides) -> None:
-    """Raise UserError if a weight, a running average or a value of Adam is not finite."""
-    state = run.engine.state_dict()
+def _require_finite(run: Run, overrides: Overrides, state: Mapping[str, Any]) -> None:
+    """Raise UserError if a weight, a running average or a value of Adam in ``state`` is not finite."""
     found = not_finite_in({name: state[name] for name in ("nets", "ema", "optimizers") if name in state})
     if found is None:
         return
@@ -204,6 +205,8 @@ def _make_engine(
     recipe, nets = make_recipe(config), overrides.nets
     if nets is None:
         nets = networks_that_fit(config)
+    else:
+        require_trainable(nets)
     return Engine(
         recipe,
         nets,
