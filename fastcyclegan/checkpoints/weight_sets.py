@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcyclegan.checkpoints.run_files import save_weights, weights_file
+from fastcyclegan.checkpoints.run_files import save_weights, saved_epochs, weights_file
 from fastcyclegan.config import is_folder_name
 from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.files.json_file import read_json
@@ -93,6 +94,35 @@ def remove_old_sets(run: Path, keep: int) -> None:
         if file.parent == run:
             file.unlink(missing_ok=True)
     _write_sets(run, {label: entry for label, entry in sets.items() if label not in old})
+
+
+def move_later_sets(run: Path, epoch: int, iteration: int, start: str, folder: Path) -> int:
+    """Move the sets of epochs after ``epoch`` and of iterations after ``iteration`` to ``folder``.
+
+    A run that goes back would write others in their place. The set ``start`` that it starts from is copied
+    instead. Returns the number of sets. Raises OSError if a file cannot be moved.
+    """
+    labels = [label for label in saved_epochs(run) if _is_later(label, epoch, iteration)]
+    if not labels:
+        return 0
+    folder.mkdir(exist_ok=True)
+    sets = read_sets(run)
+    if any(label in sets for label in labels):
+        _write_sets(run, {label: entry for label, entry in sets.items() if label not in labels})
+    for label in labels:
+        for file in run.glob(f"{label}_net_*.pth"):
+            if label == start:
+                shutil.copy2(file, folder / file.name)
+            else:
+                file.replace(folder / file.name)
+    return len(labels)
+
+
+def _is_later(label: str, epoch: int, iteration: int) -> bool:
+    if label.isdecimal():
+        return int(label) > epoch
+    number = label.removeprefix("iter_")
+    return number.isdecimal() and int(number) > iteration
 
 
 def is_whole(run: Path, label: str, iteration: int | None = None) -> bool:

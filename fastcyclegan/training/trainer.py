@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.checkpoints.run_files import PREVIOUS, saved_epochs
+from fastcyclegan.checkpoints.weight_sets import move_later_sets
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
@@ -31,6 +32,7 @@ from fastcyclegan.training.lr_schedule import Factor, make_schedule
 from fastcyclegan.training.run import Run
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import SAMPLE_ROWS, Report
+from fastcyclegan.training.safe_write import naming
 from fastcyclegan.training.signals import Requests, on_interrupt, on_signals
 from fastcyclegan.training.start import Overrides, start
 from fastcyclegan.training.state_writer import StateWriter, UnsavableError
@@ -120,7 +122,8 @@ class Trainer:
         name, keep = str(options.name), options.keep_samples
         config, goes_back = to_dict(run.config), self._goes_back(folder)
         self.report = Report(folder, name, config, panels, resume_at, keep, keep_later=goes_back)
-        self._log_replaced(self.report)
+        moved_sets = 0 if self.report.replaced is None else self._move_weights(self.report.replaced)
+        self._log_replaced(self.report, moved_sets)
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
@@ -138,14 +141,23 @@ class Trainer:
         run = self.run
         return run.config.run.epoch != "latest" or (not run.resumed_from_file and bool(saved_epochs(folder)))
 
-    def _log_replaced(self, report: Report) -> None:
-        """Log where the records of later iterations are, if there were any."""
+    def _move_weights(self, replaced: Path) -> int:
+        """Move the weights that this run will write others in place of. Return the number of sets."""
+        run = self.run
+        assert run.folder is not None
+        epochs = run.iteration // run.plan.iterations_per_epoch
+        with naming(run.folder):
+            return move_later_sets(run.folder, epochs, run.iteration, run.config.run.epoch, replaced)
+
+    def _log_replaced(self, report: Report, moved_sets: int) -> None:
+        """Log where the files of later iterations are, if there were any."""
         run, epoch = self.run, self.run.config.run.epoch
-        if not report.moved_records and not report.page.moved:
+        if not report.moved_records and not report.page.moved and not moved_sets:
             return
         text = (
             f"the run goes back to iteration {run.iteration}; what came after it (log records:"
-            f" {report.moved_records}, sample grids: {report.page.moved}) is now in {report.replaced}"
+            f" {report.moved_records}, sample grids: {report.page.moved}, sets of weights: {moved_sets}) is"
+            f" now in {report.replaced}"
         )
         optim = run.config.optim
         if epoch.isdecimal() and optim.epoch_count == 1 and int(epoch) < optim.last_epoch:

@@ -13,6 +13,7 @@ import torch
 
 from fastcyclegan import cli
 from fastcyclegan.checkpoints import run_files
+from fastcyclegan.checkpoints.weight_sets import read_sets
 from fastcyclegan.data import dali_loader
 from fastcyclegan.engine import Engine
 from fastcyclegan.errors import UserError
@@ -207,7 +208,9 @@ def test_a_state_that_is_not_finite_is_not_resumed(dataset: Path, tmp_path: Path
     state["optimizers"]["D"]["state"][0]["exp_avg_sq"].fill_(math.inf)
     torch.save(state, tmp_path / "r" / "state.pt")
     before = (tmp_path / "r" / "state.pt").read_bytes()
-    with pytest.raises(UserError, match=r"optimizers\.D\.state\.0\.exp_avg_sq contains values that are not finite"):
+    with pytest.raises(
+        UserError, match=r"optimizers\.D\.state\.0\.exp_avg_sq contains values that are not finite"
+    ):
         run(dataset, tmp_path, "r", "--continue_train", "--max_iters", "4")
     assert (tmp_path / "r" / "state.pt").read_bytes() == before
     with pytest.raises(UserError, match=r"^the initial weights cannot be trained: nets\..* contains -?inf"):
@@ -229,14 +232,19 @@ def test_going_back_keeps_the_records_of_later_iterations(
     run(dataset, tmp_path, "r", *LOGGED, "--max_iters", "10")
     before = (tmp_path / "r" / "stats.jsonl").read_bytes()
     grids = {file.name: file.read_bytes() for file in (tmp_path / "r" / "samples").iterdir()}
+    weights = {file.name: file.read_bytes() for file in (tmp_path / "r").glob("[12]_net_*.pth")}
+    assert len(weights) == 8
     capsys.readouterr()
     run(dataset, tmp_path, "r", "--continue_train", "--epoch", "1", "--max_iters", "2")
     kept = tmp_path / "r" / "replaced-after-iteration-0"
     assert (kept / "stats.jsonl").read_bytes() == before
     assert {file.name: file.read_bytes() for file in (kept / "samples").iterdir()} == grids
+    assert {file.name: file.read_bytes() for file in kept.glob("*.pth")} == weights
+    assert read_sets(tmp_path / "r").keys() == {"latest"}
     line = (
         "the run goes back to iteration 0; what came after it (log records: 10, sample grids:"
-        f" {len(grids)}) is now in {kept}; its epochs are counted from 1: --epoch_count 2 continues the count"
+        f" {len(grids)}, sets of weights: 2) is now in {kept}; its epochs are counted from 1:"
+        " --epoch_count 2 continues the count"
     )
     assert capsys.readouterr().out.count(line) == 1
     assert logged(tmp_path / "r") == [1, 2]
@@ -262,6 +270,7 @@ def test_going_back_to_the_previous_state_or_counting_on_keeps_earlier_records(
     assert "counted from 1" not in capsys.readouterr().out
     assert logged(tmp_path / "r") == [1, 2, 3, 4, 5, 6]
     assert logged(tmp_path / "r" / "replaced-after-iteration-5") == [6, 7, 8, 9]
+    assert (tmp_path / "r" / "1_net_G_A.pth").exists()
 
 
 def test_the_images_of_a_resumed_run_can_be_given_in_the_other_way(
