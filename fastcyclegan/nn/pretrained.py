@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,10 @@ from torch import nn
 
 from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.files.json_file import read_json
+from fastcyclegan.files.schema import described
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import float32_by_default, usual_modes
-from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.tensor_files import load_tensors, shortened
 
 # The files that ``save_pretrained`` writes, besides the model card.
 WEIGHTS_FILE = "model.safetensors"
@@ -282,6 +284,16 @@ def _weights_file(source: str, download: dict[str, Any]) -> Path:
     return Path(hf_hub_download(source, WEIGHTS_FILE, **download))
 
 
+def _check_kinds(kind: Any, options: Mapping[str, Any]) -> None:
+    """Raise TypeError if an option of a default that is a number, a text or a bool is of another type."""
+    parameters = inspect.signature(kind).parameters
+    for name, value in options.items():
+        default = parameters[name].default if name in parameters else None
+        if isinstance(default, (bool, int, str)) and type(value) is not type(default) and not callable(value):
+            wanted = type(default).__name__
+            raise TypeError(f"{name} must be of type {wanted}, got {described(value)}")
+
+
 def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any]) -> Any:
     """Load the network of class ``kind`` from ``source``, a folder or a name on the hub.
 
@@ -292,12 +304,17 @@ def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any])
     file = _weights_file(source, download)
     weights = load_tensors(file)
     require_representable(weights, torch.float32, file)
+    for key, value in weights.items():
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):
+            raise UserError(f"{file}: {shortened(key)} has the dtype {value.dtype} instead of floating point")
     try:
+        _check_kinds(kind, options)
         with float32_by_default():
             net = kind(**options)
-    except (TypeError, ValueError, AttributeError) as error:
+    # torch raises RuntimeError for more memory than there is, and for sizes below 0.
+    except (TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
         arguments = Path(source) / ARGUMENTS_FILE
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(f"{arguments}: not valid arguments for {kind.__name__}: {reason}") from None
     try:
         net.load_state_dict(weights, strict=strict)

@@ -43,4 +43,6 @@ def why_not_loadable(nets: Mapping[str, nn.Module], config: TrainConfig) -> str:
         found = differences(described[name].state_dict(), net.state_dict())
         if found:
             return f"{name}.{found[0]}"
+        if len(list(net.parameters())) < len(list(described[name].parameters())):
+            return f"layers of {name} share weights"
     return ""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelHubMixin
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastcyclegan import CycleGAN, Generator, UnetGenerator, compat, load_generator
@@ -164,7 +165,11 @@ def test_rejects_changed_layers_without_weights(layer: int, tmp_path: Path) -> N
     [
         ("{", r"config.json: cannot be read"),
         ("[]", r"config.json: must be a JSON object with a network's arguments, got a list"),
-        ('{"ngf": "two"}', r"config.json: not valid arguments for Generator"),
+        ('{"ngf": "two"}', r"not valid arguments for Generator: ngf must be of type int, got 'two'"),
+        ('{"n_blocks": true}', r"Generator: n_blocks must be of type int, got True"),
+        ('{"recompute": "no"}', r"Generator: recompute must be of type bool, got 'no'"),
+        ('{"use_dropout": null}', r"Generator: use_dropout must be of type bool, got None"),
+        ('{"ngf": 1000000000}', r"config.json: not valid arguments for Generator: .*memory"),
     ],
 )
 def test_rejects_a_broken_config(text: str, message: str, tmp_path: Path) -> None:
@@ -255,3 +260,12 @@ def test_weights_that_overflow_are_refused_on_loading(tmp_path: Path) -> None:
     net.save_pretrained(tmp_path / "g")
     with pytest.raises(UserError, match=r"model.safetensors: model.7.weight .* but float32 ends at"):
         Generator.from_pretrained(tmp_path / "g")
+
+
+def test_weights_that_are_integers_are_refused(tmp_path: Path) -> None:
+    Generator(ngf=2, n_blocks=1).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    whole = {key: value.to(torch.int32) for key, value in weights.items()}
+    save_file(whole, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.1\.\w+ has the dtype torch.int32 instead of floating point"):
+        Generator.from_pretrained(tmp_path)

@@ -48,13 +48,24 @@ def test_networks_that_cannot_be_trained_are_refused(
         model.fit(IMAGES, IMAGES, n_epochs=1, n_epochs_decay=0)
 
 
-def test_weights_that_one_network_uses_twice_are_trained() -> None:
-    model: Any = CycleGAN(**SMALL)
+def _tie(model: Any) -> None:
     block = model.G_AB.model[10].conv_block
     block[5].weight = block[1].weight
+
+
+def test_weights_that_one_network_uses_twice_are_trained() -> None:
+    model: Any = CycleGAN(**SMALL)
+    _tie(model)
     for epochs in (1, 2):
         model.fit(IMAGES, IMAGES, n_epochs=epochs, n_epochs_decay=0)
     assert model.iteration == 2
+
+
+def test_networks_whose_layers_share_weights_are_saved_with_a_warning(tmp_path: Path) -> None:
+    model = CycleGAN(**SMALL)
+    _tie(model)
+    with pytest.warns(UserWarning, match="layers of G_AB share weights"):
+        model.save(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
