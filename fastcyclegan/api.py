@@ -143,6 +143,7 @@ class CycleGAN:
         self._nets: dict[str, nn.Module] | None = None
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
+        self._is_fitting = False
 
     # --- The networks ---------------------------------------------------------------------------------------
 
@@ -246,6 +247,8 @@ class CycleGAN:
         """
         if callable(callbacks):
             raise TypeError("fit: callbacks must be a list of functions, got one function f: pass [f]")
+        if self._is_fitting:
+            raise UserError("fit: this model is being trained already, so a callback cannot train it")
         config = self._config_for(A, B, folder, settings)
         loaders: Any = None
         if A is not None and not _is_path(A):
@@ -272,8 +275,12 @@ class CycleGAN:
         if folder is not None:
             self._warn_if_not_loadable(Path(folder))
         console = Console() if verbose else QuietConsole()
-        with _preserve_global_state():
-            train(config, console, overrides=overrides, on_start=begin, on_tick=tick, signals=False)
+        self._is_fitting = True
+        try:
+            with _preserve_global_state():
+                train(config, console, overrides=overrides, on_start=begin, on_tick=tick, signals=False)
+        finally:
+            self._is_fitting = False
         return records
 
     def _config_for(
@@ -289,7 +296,7 @@ class CycleGAN:
         config = _with_settings(config, _data_settings(A, B))
         if folder is not None:
             folder = Path(folder)
-            resumes = self.folder is not None and self.folder.resolve() == folder.resolve()
+            resumes = self._is_own(folder)
             if not resumes and folder.is_dir() and not is_free(folder):
                 raise UserError(
                     f"fit: {folder} already exists: choose another folder, or load the run in it with"
@@ -300,6 +307,11 @@ class CycleGAN:
             start["epoch"] = epoch
             config = with_changes(config, {"run": start})
         return config
+
+    def _is_own(self, folder: Path) -> bool:
+        """Return whether this model's last files, or those of its last run, are in ``folder``."""
+        own = [self.folder, None if self._trainer is None else self._trainer.run.folder]
+        return folder.resolve() in [path.resolve() for path in own if path is not None]
 
     def stop(self) -> None:
         """End ``fit`` after the current iteration. Meant to be called from callbacks."""
@@ -358,10 +370,10 @@ class CycleGAN:
         written. Warns if the networks were changed so that ``load`` cannot build them.
         """
         folder = Path(folder)
-        is_own = self.folder is not None and self.folder.resolve() == folder.resolve()
+        is_own = self._is_own(folder)
         if folder.exists() and not (overwrite or is_own) and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} already exists: choose another folder, or pass overwrite=True")
-        if is_own and self._trainer is not None and self._trainer.is_training:
+        if self._trainer is not None and self._trainer.is_writing(folder):
             self._trainer.save()
             return
         state = self._last_state()

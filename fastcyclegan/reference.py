@@ -320,7 +320,8 @@ class Discriminator(nn.Module):
 class PixelDiscriminator(nn.Module):
     """The 1x1 PatchGAN discriminator, which classifies each pixel independently.
 
-    The input is [N, input_nc, H, W], and the output is [N, 1, H, W] logits.
+    The input is [N, input_nc, H, W], and the output is [N, 1, H, W] logits. Raises ValueError for an unknown
+    ``norm`` or a count below 1.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -329,6 +330,8 @@ class PixelDiscriminator(nn.Module):
         self, input_nc: int = 3, ndf: int = 64, norm: Norm = "instance", affine: bool = False
     ) -> None:
         super().__init__()
+        if min(input_nc, ndf) < 1:
+            raise ValueError(f"PixelDiscriminator: input_nc={input_nc}, ndf={ndf} must be positive")
         use_bias = has_bias(norm)
         self.net = self.sequential(
             nn.Conv2d(input_nc, ndf, 1),

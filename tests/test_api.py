@@ -501,3 +501,46 @@ def test_what_the_caller_set_in_torch_changes_nothing(usual_run: Path, tmp_path:
     files = ("x.png", "run/samples/0000002.png", "out/000.png", "out/001.png", "out/002.png")
     for file in files:
         assert (usual_run / file).read_bytes() == (tmp_path / file).read_bytes(), file
+
+
+def test_callbacks_can_save_snapshots_elsewhere(tmp_path: Path) -> None:
+    """Each snapshot is that of its iteration, and the model can go on in the folder of its run."""
+    model = CycleGAN(**TINY)
+    found = []
+
+    def snapshot(model: CycleGAN, record: dict[str, Any]) -> None:
+        model.save(tmp_path / "snap", overwrite=True)
+        found.append((record["iteration"], CycleGAN.load(tmp_path / "snap").iteration))
+
+    images = [tensors(1)] * 2
+    options: Any = {"folder": tmp_path / "run", "print_freq": 1, "n_epochs": 1, "n_epochs_decay": 0}
+    model.fit(images, images, callbacks=[snapshot], **options)
+    assert found == [(1, 1), (2, 2)]
+    model.fit(images, images, **{**options, "n_epochs": 2})
+    assert CycleGAN.load(tmp_path / "run").iteration == 4
+
+
+def test_a_callback_cannot_train_the_model(tmp_path: Path) -> None:
+    model = CycleGAN(**TINY)
+    images = [tensors(1)] * 2
+    with pytest.raises(UserError, match=r"^fit: this model is being trained already"):
+        model.fit(images, images, print_freq=1, n_epochs=1, callbacks=[lambda m, r: m.fit(images, images)])
+    model.fit(images, images, n_epochs=1, n_epochs_decay=0)
+    assert model.iteration == 2
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_command_line_does_not_train_a_saved_model_on_the_built_in_images(
+    trained: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The configuration of a model that loaders trained names no images, as that of a built-in run does."""
+    model = CycleGAN(**TINY)
+    if trained:
+        model.fit([tensors(1)], [tensors(1)], n_epochs=1, n_epochs_decay=0)
+    model.save(tmp_path / "kept")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    resumed = ["--continue_train", "--checkpoints_dir", str(tmp_path), "--name", "kept", "--device", "cpu"]
+    assert cli.train(resumed) == 2
+    line = "kept: its configuration does not say which images it was trained on: name them with --dataroot"
+    assert line in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before

@@ -12,8 +12,8 @@ from fastcyclegan.data.loader import Log
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
-from fastcyclegan.training.run import Run
-from fastcyclegan.training.run_folder import resume_command
+from fastcyclegan.training.run import TENSORS, Run
+from fastcyclegan.training.run_folder import DATASET, resume_command
 from fastcyclegan.training.state_schema import Expected, Size, check_settings, check_state
 from fastcyclegan.training.state_writer import restore_previous
 
@@ -73,6 +73,26 @@ def resume(run: Run, log: Log) -> None:
         log(f"{folder} has no saved state yet, so training starts from the beginning")
         return
     _start_from_weights(run, folder, log)
+
+
+def require_builtin_images(folder: Path) -> None:
+    """Raise UserError if the run in ``folder`` was not trained on the built-in images.
+
+    Its configuration names no images, either, if a caller's loaders provided them, or if only weights of
+    another training are there.
+    """
+    if (folder / DATASET).exists():
+        return
+    file = state_file(folder, "latest")
+    loader: Any = TENSORS
+    if file is not None:
+        state = load_tensors(file)
+        loader = state.get("loader") if isinstance(state, dict) else None
+    if loader == TENSORS and (file is not None or run_files.saved_epochs(folder)):
+        raise UserError(
+            f"{folder}: its configuration does not say which images it was trained on: name them with"
+            " --dataroot, or with --data_A and --data_B"
+        )
 
 
 def _other_state(file: Path, run: RunConfig) -> str:

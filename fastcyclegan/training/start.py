@@ -28,7 +28,7 @@ from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.training.given_networks import require_trainable
-from fastcyclegan.training.resume import restore_state, resume
+from fastcyclegan.training.resume import require_builtin_images, restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
 from fastcyclegan.training.run_table import describe_run
@@ -273,6 +273,8 @@ def _load(
     progress: Callable[[int, int], None] = reporter.checked_files
     if data.is_builtin:
         assert folder is not None, "the built-in images are drawn into the run's folder"
+        if config.run.continue_train:
+            require_builtin_images(folder.path)
         folder.open()
         _draw_builtin_images(folder.path / DATASET, config.run.seed, reporter)
         data = dataclasses.replace(data, dataroot=folder.path / DATASET)

@@ -108,10 +108,12 @@ class Trainer:
         """The number of the signal that requested the end of the run, 0 if the caller did, otherwise None."""
         return self.requests.stop
 
-    @property
-    def is_training(self) -> bool:
-        """Whether the run holds its folder, from its start to its end."""
-        return self.run.lock is not None and self.run.lock.is_held
+    def is_writing(self, folder: Path) -> bool:
+        """Return whether ``folder`` is that of the run, and the run has not ended yet."""
+        run = self.run
+        if run.folder is None or run.lock is None or not run.lock.is_held:
+            return False
+        return run.folder.resolve() == folder.resolve()
 
     def _open_files(self, folder: Path) -> None:
         """Create the run's files, or continue those of a run that is resumed."""
