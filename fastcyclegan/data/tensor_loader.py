@@ -52,6 +52,8 @@ def _pair_of(item: Any) -> tuple[Any, Any]:
 
 def _length(loader: Iterable[Any], iterations_per_epoch: int | None) -> int:
     if iterations_per_epoch is not None:
+        if type(iterations_per_epoch) is not int or iterations_per_epoch < 1:
+            raise UserError(f"iterations_per_epoch must be a positive integer, got {iterations_per_epoch!r}")
         return iterations_per_epoch
     count = 0
     # len() of a DataLoader of an iterable dataset raises TypeError.

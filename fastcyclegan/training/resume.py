@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
-from fastcyclegan.checkpoints.weight_sets import read_sets
+from fastcyclegan.checkpoints.weight_sets import read_sets, require_whole
 from fastcyclegan.config import FIXED_SIZE, RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
 from fastcyclegan.data.tensor_loader import TensorLoader
@@ -142,6 +142,7 @@ def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
             epochs = run_files.saved_epochs(folder)
             available = ", ".join(epochs) if epochs else "none"
             raise UserError(f"{file}: no such file; epochs saved in {folder}: {available}")
+    require_whole(folder, config.run.epoch, is_running=False)
     for name, file in files.items():
         networks = loading.read_networks(file)
         network = loading.choose(networks, file, generator=name in recipe.generators)

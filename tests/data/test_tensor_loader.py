@@ -227,3 +227,9 @@ def test_a_dead_process_of_the_callers_loader_is_named() -> None:
         next(iter(DataLoader(Dies(), num_workers=1)))
     with pytest.raises(RuntimeError, match="another error"), naming_dead_workers():
         raise RuntimeError("another error")
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
+def test_iterations_per_epoch_must_be_a_positive_integer(count: Any) -> None:
+    with pytest.raises(UserError, match="iterations_per_epoch must be a positive integer, got"):
+        CycleGAN(**TINY).fit([tensors(1)], [tensors(1)], iterations_per_epoch=count)

@@ -393,3 +393,13 @@ def test_an_image_that_disappears_can_be_skipped(
     monkeypatch.setattr(dali_loader, "BLOCK", 4)
     assert run(dataset, tmp_path, "r", "--max_iters", "60", "--skip_bad_images").run.iteration == 60
     assert capsys.readouterr().out.count("002.png: no such file; the next image takes its place") == 1
+
+
+def test_weights_that_do_not_belong_together_are_not_started_from(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", *LOGGED, "--max_iters", "10")
+    folder = tmp_path / "r"
+    (folder / "1_net_G_A.pth").write_bytes((folder / "2_net_G_A.pth").read_bytes())
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    with pytest.raises(UserError, match=r"1_net_\*\.pth are not all of the same iteration"):
+        run(dataset, tmp_path, "r", "--continue_train", "--epoch", "1")
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
