@@ -179,9 +179,10 @@ def _reject_odd_tensors(weights: Weights) -> None:
     Such tensors may claim more memory than the file contains.
     """
     for key, value in weights.items():
-        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        is_plain = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+        if not is_plain or value.device.type != "cpu":
             raise UnknownArchitectureError(
-                f"{shortened(key)} is not a plain tensor: it is sparse or quantized, or has no data"
+                f"{shortened(key)} is not a plain tensor: it is sparse, quantized or nested, or has no data"
             )
         if value.dim() > _MAX_DIMS:
             raise UnknownArchitectureError(f"{shortened(key)} has {value.dim()} dimensions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
 from fastcyclegan.training.trainer import train
 from tests.conftest import write_images
+from tests.files.altered_values import NOT_JSON, PLAIN, altered
 
 
 def test_direction_chooses_the_generator_of_a_run(tmp_path: Path) -> None:
@@ -252,3 +254,27 @@ def test_invalid_options_are_named(tmp_path: Path, options: Any, error: Any, mes
     torch.save(Generator(ngf=2, n_blocks=1).state_dict(), tmp_path / "g.pth")
     with pytest.raises(error, match=f"^load_generator: {message}"):
         load_generator(tmp_path / "g.pth", **options)
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(4000, marks=pytest.mark.slow)])
+def test_altered_weights_are_refused_in_a_line_or_loaded_as_they_are(count: int, tmp_path: Path) -> None:
+    """What is loaded has the values of the file, in fp32, and can be computed with."""
+    good = Generator(ngf=2, n_blocks=1).state_dict()
+    file, x, refused = tmp_path / "g.pth", torch.zeros(1, 3, 8, 8), 0
+    for seed in range(count):
+        weights, path = altered(random.Random(seed), dict(good), (*PLAIN, *NOT_JSON))
+        try:
+            torch.save(weights, file)
+        except (TypeError, AttributeError, RuntimeError, RecursionError, NotImplementedError):
+            continue  # it cannot be written
+        try:
+            net = load_generator(file)
+        except UserError as error:
+            message = str(error)
+            assert message.startswith(str(file)), f"{seed} {path}"
+            refused += 1
+            continue
+        for name, value in net.state_dict().items():
+            assert torch.equal(value, weights[name].float()), f"{seed} {path}"
+        assert net(x).shape == x.shape, f"{seed} {path}"  # a huge weight can give no numbers
+    assert count / 2 < refused < count
