@@ -1,0 +1,79 @@
+"""Keep weights in the forms that convolutions on a processor read.
+
+A convolution reads its weight in another form than the one in which a network stores it, such as Winograd's
+transform. Without a ``WeightForms``, an operator makes that form on every call. Inside a ``with`` block of
+one, the form is kept, together with a copy of the weight. The copy is compared with the weight before each
+use, so a weight that was changed in any way is noticed. (PyTorch's version counters would miss changes
+through ``.data`` and by fused Adam.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_current: ContextVar[WeightForms | None] = ContextVar("weight_forms", default=None)
+Key = tuple[Any, ...]
+
+
+def _bits(weight: Tensor) -> Tensor:
+    """Return ``weight`` as integers, because NaN is not equal to itself."""
+    return weight.view(torch.int16 if weight.element_size() == 2 else torch.int32)
+
+
+class WeightForms:
+    """Forms of weights, which operators reuse inside a ``with`` block of this object.
+
+    Forms that a block has not used are dropped at its end. Several threads can use one object.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, tuple[Tensor, Any]] = {}
+        self._blocks = threading.local()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> WeightForms:
+        self._open().append((_current.set(self), set()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        token, used = self._open().pop()
+        _current.reset(token)
+        with self._lock:
+            for key in [key for key in self._kept if key not in used]:
+                del self._kept[key]
+
+    def _open(self) -> list[tuple[Token[WeightForms | None], set[Key]]]:
+        """Return the blocks of this thread that have not ended."""
+        if not hasattr(self._blocks, "open"):
+            self._blocks.open = []
+        blocks: list[tuple[Token[WeightForms | None], set[Key]]] = self._blocks.open
+        return blocks
+
+    def get(self, weight: Tensor, name: Any, make: Callable[[Tensor], Any]) -> Any:
+        """Return the form ``name`` of ``weight``, which ``make(weight)`` computes if it is not up to date."""
+        key = (weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), name)
+        for _, used in self._open():
+            used.add(key)
+        with self._lock:
+            kept = self._kept.get(key)
+        if kept is not None and torch.equal(_bits(weight), _bits(kept[0])):
+            return kept[1]
+        copy = weight.detach().clone()
+        form = make(copy)
+        with self._lock:
+            self._kept[key] = copy, form
+        return form
+
+
+def form_of(weight: Tensor, name: Any, make: Callable[[Tensor], Any]) -> Any:
+    """Return ``make(weight)``, or the form of that ``name`` that the current ``WeightForms`` keeps."""
+    forms = _current.get()
+    if forms is None:
+        return make(weight.detach())
+    return forms.get(weight, name, make)
