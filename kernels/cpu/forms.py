@@ -77,3 +77,8 @@ def form_of(weight: Tensor, name: Any, make: Callable[[Tensor], Any]) -> Any:
     if forms is None:
         return make(weight.detach())
     return forms.get(weight, name, make)
+
+
+def has_forms() -> bool:
+    """Return whether a ``WeightForms`` keeps the forms that are made now."""
+    return _current.get() is not None

@@ -134,35 +134,38 @@ int64_t fcg_wide_size(int O, int C, int k) { return int64_t(k) * k * C * round_u
 int64_t fcg_few_size(int O, int C, int k) { return int64_t(k) * k * round_up(C, LANES) * O; }
 
 // w [O, k, k, C] -> u [O / PANEL, k * k * C, PANEL].
-void fcg_wide_weight(const float* w, float* u, int O, int C, int k) {
+int fcg_wide_weight(const float* w, float* u, int O, int C, int k, int) {
     int numbers = k * k * C;
     for (int o = 0; o < round_up(O, PANEL); o++)
         for (int i = 0; i < numbers; i++)
             u[(size_t(o / PANEL) * numbers + i) * PANEL + o % PANEL] = o < O ? w[size_t(o) * numbers + i] : 0;
+    return 0;
 }
 
 // w [O, k, k, C] -> u: for each group of outputs, [k * k, C / LANES, outputs, LANES].
-void fcg_few_weight(const float* w, float* u, int O, int C, int k) {
+int fcg_few_weight(const float* w, float* u, int O, int C, int k, int) {
     for (int first = 0; first < O; first += GROUP)
         for (int at = 0; at < k * k; at++)
             for (int c = 0; c < C; c += LANES)
                 for (int o = first; o < O && o < first + GROUP; o++, u += LANES)
                     store(u, load(w + (size_t(o) * k * k + at) * C + c, C - c));
+    return 0;
 }
 
 // y [N, rows, columns, O] = the convolution of the padded image x [N, H, W, C] in fp32, plus bias [O] or null.
 // half: y is bf16.
-void fcg_wide(int half, const float* x, const float* u, const float* bias, void* y, int N, int H, int W, int C, int O,
+int fcg_wide(int half, const float* x, const float* u, const float* bias, void* y, int N, int H, int W, int C, int O,
               int k, int stride, int threads) {
     Shape s{N, H, W, C, O, k, stride};
     if (half)
         wide(x, u, bias, (bf16*)y, s, threads);
     else
         wide(x, u, bias, (float*)y, s, threads);
+    return 0;
 }
 
 // The same for few outputs and many channels. half: x is bf16; half_out: y is bf16.
-void fcg_few(int half, int half_out, const void* x, const float* u, const float* bias, void* y, int N, int H, int W,
+int fcg_few(int half, int half_out, const void* x, const float* u, const float* bias, void* y, int N, int H, int W,
              int C, int O, int k, int stride, int threads) {
     Shape s{N, H, W, C, O, k, stride};
     if (!half)
@@ -171,5 +174,6 @@ void fcg_few(int half, int half_out, const void* x, const float* u, const float*
         few((const bf16*)x, u, bias, (bf16*)y, s, threads);
     else
         few((const bf16*)x, u, bias, (float*)y, s, threads);
+    return 0;
 }
 }

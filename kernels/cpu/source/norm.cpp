@@ -13,7 +13,7 @@ enum Activation { NONE, RELU, LEAKY_RELU };
 
 struct Size {
     int N, H, W, C;
-    int pixels() const { return H * W; }
+    int64_t pixels() const { return int64_t(H) * W; }
 };
 
 struct Output {
@@ -53,18 +53,18 @@ void chunk_moments(const T* x, int count, int C, int lanes, float* mean, float* 
     }
 }
 
-inline int chunks_of(int pixels) { return (pixels + CHUNK - 1) / CHUNK; }
+inline int64_t chunks_of(int64_t pixels) { return (pixels + CHUNK - 1) / CHUNK; }
 
-inline int chunk_size(int k, int pixels) {
-    int rest = pixels - k * CHUNK;
-    return rest < CHUNK ? rest : CHUNK;
+inline int chunk_size(int64_t k, int64_t pixels) {
+    int64_t rest = pixels - k * CHUNK;
+    return rest < CHUNK ? int(rest) : CHUNK;
 }
 
 // Joins the moments of the chunks of one image by Chan's rule, and writes mean and 1 / sigma of `lanes` channels.
-void join(const float* parts, int pixels, int C, int lanes, float eps, float* mean, float* rstd) {
+void join(const float* parts, int64_t pixels, int C, int lanes, float eps, float* mean, float* rstd) {
     Floats total{}, squares{};
     float count = 0;
-    for (int k = 0; k < chunks_of(pixels); k++) {
+    for (int64_t k = 0; k < chunks_of(pixels); k++) {
         const float* part = parts + size_t(k) * 2 * C;
         float size = chunk_size(k, pixels), sum = count + size;
         Floats d = load(part, lanes) - total;
@@ -80,12 +80,14 @@ void join(const float* parts, int pixels, int C, int lanes, float eps, float* me
 
 template <class T>
 void moments(const T* x, Size s, float eps, float* mean, float* rstd, int threads) {
-    int P = s.pixels(), C = s.C, chunks = chunks_of(P);
+    int C = s.C;
+    int64_t P = s.pixels(), chunks = chunks_of(P);
     std::vector<float> parts(size_t(s.N) * chunks * 2 * C);
     parallel_for(int64_t(s.N) * chunks, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             float* part = &parts[size_t(i) * 2 * C];
-            int k = int(i % chunks), count = chunk_size(k, P), c = 0;
+            int64_t k = i % chunks;
+            int count = chunk_size(k, P), c = 0;
             const T* first = x + (size_t(i / chunks) * P + size_t(k) * CHUNK) * C;
             for (; c + WIDE * LANES <= C; c += WIDE * LANES)
                 chunk_moments<WIDE>(first + c, count, C, LANES, part + c, part + C + c);
@@ -242,17 +244,18 @@ int fcg_norm(int half, const void* x, const void* residual, void* y, const float
 }
 
 // The same without a border for x, residual and y [N, C, P], with the channels before the pixels.
-void fcg_norm_lines(int half, const void* x, const void* residual, void* y, const float* scale, const float* shift,
+int fcg_norm_lines(int half, const void* x, const void* residual, void* y, const float* scale, const float* shift,
                     int N, int C, int64_t P, int activation, float slope, float eps, int threads) {
     Output out{scale, shift, activation, slope, 0};
     if (half)
         norm_lines((const bf16*)x, (const bf16*)residual, (bf16*)y, N, C, P, out, eps, threads);
     else
         norm_lines((const float*)x, (const float*)residual, (float*)y, N, C, P, out, eps, threads);
+    return 0;
 }
 
 // y [N, H + 2p, W + 2p, C] = x with a border of p pixels, reflected or zero. wide: y is fp32, whatever x is.
-void fcg_pad(int half, int wide, const void* x, void* y, int N, int H, int W, int C, int p, int reflect, int threads) {
+int fcg_pad(int half, int wide, const void* x, void* y, int N, int H, int W, int C, int p, int reflect, int threads) {
     Size s{N, H, W, C};
     if (!half)
         pad((const float*)x, (float*)y, s, p, reflect, threads);
@@ -260,6 +263,7 @@ void fcg_pad(int half, int wide, const void* x, void* y, int N, int H, int W, in
         pad((const bf16*)x, (float*)y, s, p, reflect, threads);
     else
         pad((const bf16*)x, (bf16*)y, s, p, reflect, threads);
+    return 0;
 }
 
 // Whether two blocks of memory are equal.

@@ -124,8 +124,8 @@ void multiply_panel(const float* in, size_t plane_in, int channels, const float*
         }
 }
 
-template <class T>
-int convolve(const T* x, const float* u, const float* bias, T* y, const Shape& s, int threads) {
+template <class T, class To>
+int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& s, int threads) {
     int64_t tiles = s.tiles(), blocks = (tiles + BLOCK - 1) / BLOCK;
     // Equal shares: as many blocks as a multiple of the threads, if that makes them smaller.
     blocks = (blocks + threads - 1) / threads * threads;
@@ -179,23 +179,25 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c) {
 extern "C" {
 
 // The number of floats that fcg_winograd_weight writes.
-int64_t fcg_winograd_size(int O, int C) { return int64_t(POINTS) * C * round_up(O, PANEL); }
+int64_t fcg_winograd_size(int O, int C, int) { return int64_t(POINTS) * C * round_up(O, PANEL); }
 
 // w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels.
-void fcg_winograd_weight(const float* w, float* u, int O, int C, int threads) {
+int fcg_winograd_weight(const float* w, float* u, int O, int C, int, int threads) {
     int blocks_in = (C + LANES - 1) / LANES, blocks_out = round_up(O, PANEL) / LANES;
     parallel_for(int64_t(blocks_in) * blocks_out, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++)
             transform_weights(w, u, O, C, int(i / blocks_in) * LANES, int(i % blocks_in) * LANES);
     });
+    return 0;
 }
 
 // y [N, H + 2 pad - 2, W + 2 pad - 2, O] = the convolution of x [N, H, W, C], padded by reflection or by zeros,
-// plus bias [O] or null. Returns 1 if there is no memory. half: x and y are bf16; sums are fp32.
-int fcg_winograd(int half, const void* x, const float* u, const float* bias, void* y, int N, int H, int W, int C, int O,
-                 int pad, int reflect, int threads) {
+// plus bias [O] or null. Returns 1 if there is no memory. half: x is bf16; half_out: y is bf16.
+int fcg_winograd(int half, int half_out, const void* x, const float* u, const float* bias, void* y, int N, int H, int W,
+                 int C, int O, int pad, int reflect, int threads) {
     Shape s{N, H, W, C, O, pad, reflect != 0};
-    if (half) return convolve((const bf16*)x, u, bias, (bf16*)y, s, threads);
-    return convolve((const float*)x, u, bias, (float*)y, s, threads);
+    if (!half) return convolve((const float*)x, u, bias, (float*)y, s, threads);
+    if (half_out) return convolve((const bf16*)x, u, bias, (bf16*)y, s, threads);
+    return convolve((const bf16*)x, u, bias, (float*)y, s, threads);
 }
 }
