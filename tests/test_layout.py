@@ -54,7 +54,7 @@ def modules() -> dict[str, Path]:
     files = [file for file in PACKAGE.rglob("*.py") if not file.is_relative_to(PACKAGE / "kernels")]
     return {
         name_of(file): file
-        for file in [*files, *(ROOT / "kernels").glob("*.py")]
+        for file in [*files, *(ROOT / "kernels").rglob("*.py")]
         if file != PACKAGE / "__init__.py"
     }
 
@@ -66,7 +66,9 @@ def imported(file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             # Only the kernels use relative imports.
-            base = ".".join(filter(None, ("fastcyclegan.kernels" if node.level else "", node.module)))
+            package = ("fastcyclegan", *file.parent.relative_to(ROOT).parts) if node.level else ()
+            outer = package[: len(package) + 1 - node.level]
+            base = ".".join(filter(None, (*outer, node.module)))
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
@@ -109,6 +111,7 @@ def test_all_kinds_of_imports_are_found() -> None:
     """Imports are found in every form. Otherwise, the tests of this file would pass without checking them."""
     assert {"recipes.recipe", "data.batch", "kernels", "engine.choices"} <= used_by("engine.engine")
     assert "kernels._launch" in used_by("kernels._tune")  # relative
+    assert {"kernels._cache", "kernels.cpu._compiler"} <= used_by("kernels.cpu.library")  # in a folder
     assert "devtools.compile_kernels" in used_by("engine.ahead")  # inside a function
     assert "kernels._launch" in used_by("engine.ahead")  # only for types
     assert "fusion" not in used_by("fusion.accelerate")

@@ -116,7 +116,7 @@ def test_private_names_are_not_imported(file: Path) -> None:
         if not re.match(r"\.|fastcyclegan|bench", module):
             continue
         folder = (
-            file.parent
+            file.parents[node.level - 1]
             if node.level
             else ROOT / module.replace(".", "/").replace("fastcyclegan/kernels", "kernels")
         )

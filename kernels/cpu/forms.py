@@ -21,32 +21,42 @@ _current: ContextVar[WeightForms | None] = ContextVar("weight_forms", default=No
 Key = tuple[Any, ...]
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _bits(weight: Tensor) -> Tensor:
     """Return ``weight`` as integers, because NaN is not equal to itself."""
-    return weight.view(torch.int16 if weight.element_size() == 2 else torch.int32)
+    return weight.detach().view(_INTEGERS[weight.element_size()])
 
 
 class WeightForms:
     """Forms of weights, which operators reuse inside a ``with`` block of this object.
 
-    Forms that a block has not used are dropped at its end. Several threads can use one object.
+    At the end of a block, the forms are dropped that neither it nor another open block has used. Several
+    threads can use one object.
     """
 
     def __init__(self) -> None:
         self._kept: dict[Key, tuple[Tensor, Any]] = {}
+        # What each open block has used, of all threads.
+        self._used: list[set[Key]] = []
         self._blocks = threading.local()
         self._lock = threading.Lock()
 
     def __enter__(self) -> WeightForms:
-        self._open().append((_current.set(self), set()))
+        used: set[Key] = set()
+        with self._lock:
+            self._used.append(used)
+        self._open().append((_current.set(self), used))
         return self
 
     def __exit__(self, *error: object) -> None:
         token, used = self._open().pop()
         _current.reset(token)
         with self._lock:
-            for key in [key for key in self._kept if key not in used]:
-                del self._kept[key]
+            needed = set().union(*self._used)
+            self._used = [other for other in self._used if other is not used]
+            self._kept = {key: form for key, form in self._kept.items() if key in needed}
 
     def _open(self) -> list[tuple[Token[WeightForms | None], set[Key]]]:
         """Return the blocks of this thread that have not ended."""
@@ -58,9 +68,9 @@ class WeightForms:
     def get(self, weight: Tensor, name: Any, make: Callable[[Tensor], Any]) -> Any:
         """Return the form ``name`` of ``weight``, which ``make(weight)`` computes if it is not up to date."""
         key = (weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), name)
-        for _, used in self._open():
-            used.add(key)
         with self._lock:
+            for _, used in self._open():
+                used.add(key)
             kept = self._kept.get(key)
         if kept is not None and torch.equal(_bits(weight), _bits(kept[0])):
             return kept[1]

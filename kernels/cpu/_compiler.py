@@ -1,0 +1,172 @@
+"""Find the machine's C++ compiler, and compile a folder of C++ files into a shared library with it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+CANDIDATES = ("c++", "g++", "clang++")
+SECONDS = 120
+
+# Without -ffast-math, because NaN and infinity must stay what they are.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-pipe"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
+# There is no -mtune, so one file is right for all processors of a class.
+FLAGS = {
+    "avx2": (*_FLAGS, *_AVX2),
+    "avx512": (*_FLAGS, *_AVX2, *_AVX512),
+    "amx": (*_FLAGS, *_AVX2, *_AVX512),
+}
+# The library is linked without -fopenmp. That flag would record the compiler's own OpenMP runtime, and where
+# PyTorch brings a runtime of another name (libgomp-a34b3233.so.1, libiomp5.so), the process would have two,
+# each with its own threads. Without it, the symbols stay undefined until the library is loaded, and then the
+# runtime that PyTorch has loaded serves them: PyTorch loads its dependencies for the whole process.
+_LINK = ("-shared",)
+
+
+class CompilerError(Exception):
+    """Why there is no library. The message completes a sentence: "needs a C++ compiler, and ..."."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: its command, which begins with an absolute path, and the first line of its version."""
+
+    command: tuple[str, ...]
+    version: str
+
+    def error(self, problem: str) -> CompilerError:
+        return _error(self.command, problem)
+
+
+def _error(command: tuple[str, ...], problem: str) -> CompilerError:
+    return CompilerError(f"needs a C++ compiler, and the compiler {shlex.join(command)} {problem}")
+
+
+def find_compiler() -> Compiler:
+    """Return the compiler that ``CXX`` names, or the first of CANDIDATES that is installed.
+
+    ``CXX`` can have arguments, as in ``CXX="ccache g++"``. Raises CompilerError if there is no compiler, or
+    if it cannot even print its version.
+    """
+    command = _command()
+    version = _run(command, ("--version",), Path("/")).strip()
+    if not version:
+        raise _error(command, "fails: it does not print its version")
+    return Compiler(command, version.splitlines()[0])
+
+
+def _command() -> tuple[str, ...]:
+    text = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        reason = f"CXX={text!r} cannot be read ({error}); correct or unset CXX"
+        raise CompilerError(f"needs a C++ compiler, and {reason}") from None
+    for name in words[:1] if words else CANDIDATES:
+        path = shutil.which(name)
+        if path is not None:
+            return (str(Path(path).absolute()), *words[1:])
+    if words:
+        raise CompilerError(f"needs a C++ compiler, and CXX={text!r} was not found; correct or unset CXX")
+    names = ", ".join(CANDIDATES)
+    raise CompilerError(f"needs a C++ compiler, and none was found ({names}; or set CXX)")
+
+
+def fingerprint(compiler: Compiler, processor: str, source: Path) -> str:
+    """Return a hash of all that decides what a library compiled from ``source`` contains.
+
+    That is the files, the flags, the compiler, the class of processors, and the C library.
+    """
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(source, "cpp", "h")}
+    built_by = [FLAGS[processor], _LINK, compiler.command, compiler.version, processor, platform.libc_ver()]
+    return hashlib.sha256(json.dumps([files, built_by]).encode()).hexdigest()[:20]
+
+
+def _files(source: Path, *suffixes: str) -> list[Path]:
+    return sorted(file for suffix in suffixes for file in source.glob(f"*.{suffix}"))
+
+
+def compile_library(compiler: Compiler, processor: str, source: Path, library: Path) -> None:
+    """Compile the C++ files in the folder ``source`` for ``processor``, and write ``library``.
+
+    Object files are left in the folder of ``library``. Raises CompilerError with the compiler's first error.
+    """
+    files = [str(file.absolute()) for file in _files(source, "cpp")]
+    if not files:
+        raise CompilerError(f"needs its C++ files, and there are none in {source}; reinstall fastcyclegan")
+    folder = library.parent
+    try:
+        _run(compiler.command, (*FLAGS[processor], "-c", *files), folder)
+        objects = [file.name for file in _files(folder, "o")]
+        _run(compiler.command, (*_LINK, "-o", library.name, *objects), folder)
+    except CompilerError as error:
+        # The names of the files suffice.
+        raise CompilerError(str(error).replace(f"{source.absolute()}/", "")) from None
+    if not library.exists():
+        raise compiler.error("fails: it writes no library")
+
+
+def _run(command: tuple[str, ...], arguments: tuple[str, ...], folder: Path) -> str:
+    """Run the compiler in ``folder`` and return what it prints. Raises CompilerError if it fails or hangs."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    # Not a pipe, because a process that the compiler leaves behind (a cache's server) can keep that open.
+    with os.fdopen(os.memfd_create("output"), "w+b") as output:
+        try:
+            # A group of its own, so that the compiler's own processes can be ended as well.
+            process = subprocess.Popen(
+                [*command, *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        except OSError as error:
+            raise _error(command, f"fails: {error.strerror}") from None
+        try:
+            status = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            raise _error(command, f"has not finished after {SECONDS} s") from None
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        messages = output.read().decode(errors="replace")
+    if status:
+        raise _error(command, f"fails: {first_error(messages, status)}")
+    return messages
+
+
+def first_error(messages: str, status: int) -> str:
+    """Return the first error of a compiler's ``messages``, as one line.
+
+    This is not a line about where a file was included, a warning, or that the linker failed.
+    """
+    lines = ["".join(letter for letter in line if letter.isprintable()) for line in messages.splitlines()]
+    context = re.compile(
+        r"\s*$|In file included from|\s+from |.*\b(warning|note): |.*: [Ii]n (member )?function|collect2: "
+        r"|.*linker command failed"
+    )
+    lines = [line.strip() for line in lines if not context.match(line)]
+    errors = [line for line in lines if re.search(r"\berror: ", line)]
+    if not lines:
+        return f"it ends with status {status}"
+    return [*errors, *lines][0][:300]
