@@ -1,20 +1,23 @@
-"""Choose between the Triton kernels and plain PyTorch for a tensor.
+"""Choose between the Triton kernels, the C++ kernels and plain PyTorch for a tensor.
 
-This module imports only torch; Triton is imported when it is first needed.
+This module imports only torch; Triton and the C++ library are loaded when they are first needed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-IMPLS = ("auto", "triton", "reference")
+IMPLS = ("auto", "cpp", "triton", "reference")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CPP_DTYPES = (torch.float32, torch.bfloat16)
+Impl = Literal["cpp", "triton", "reference"]
 
 _as_on_gpu = False
 
@@ -40,7 +43,11 @@ def _has_triton() -> bool:
 def check_impl(impl: str, device: torch.device | None = None) -> None:
     """Raise ValueError if ``impl`` is unknown, is not installed, or does not run on ``device``."""
     if impl not in IMPLS:
-        raise ValueError(f"impl must be auto, triton or reference, got {impl!r}")
+        raise ValueError(f"impl must be auto, cpp, triton or reference, got {impl!r}")
+    if impl == "cpp" and device is not None:
+        reason = _why_not_cpp(device.type)
+        if reason:
+            raise ValueError(f"impl='cpp' {reason}; use impl='auto' or impl='reference'")
     if impl != "triton":
         return
     if not _has_triton():
@@ -73,11 +80,39 @@ def why_not_triton(device_type: str, index: int | None) -> str:
     )
 
 
+def _why_not_cpp(device_type: str) -> str:
+    """Return why the C++ kernels cannot run on the device, or "" if they can."""
+    from .cpu.library import why_not_cpp
+
+    return why_not_cpp() if device_type == "cpu" else f"needs a CPU, got {device_type}"
+
+
+_was_reported = False
+
+
+def _can_use_cpp() -> bool:
+    """Return whether the C++ kernels can be used. If only a compiler is missing, warn once."""
+    from .cpu.library import processor
+
+    global _was_reported
+    if not processor():
+        return False
+    reason = _why_not_cpp("cpu")
+    if reason and not _was_reported:
+        text = f"the C++ kernels cannot be used: impl='cpp' {reason}; PyTorch computes the layers that need it"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        # Not reached if warnings are turned into errors, so the next call raises again.
+        _was_reported = True
+    return not reason
+
+
 # Make torch.compile call these functions instead of tracing them. Their results depend on the installation
 # and the device and cannot change (and the compiler of torch 2.11 rejects find_spec). Setting this attribute
 # is all that torch.compiler.assume_constant_result does, but calling that imports the whole compiler (2.5 s).
 _has_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_why_not_cpp._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_can_use_cpp._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_transformed() -> bool:
@@ -102,29 +137,39 @@ def is_autocast_on(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"]:
-    """Return the implementation that computes ``op`` on ``x``: "triton" or "reference".
+def resolve_impl(op: str, impl: str, x: Tensor, parameters: Iterable[Tensor | None] = ()) -> Impl:
+    """Return the implementation that computes ``op`` on ``x``: "triton", "cpp" or "reference".
 
-    "auto" selects Triton on an NVIDIA GPU for the dtypes that the kernels support, and the reference
-    otherwise. Under torch.func's transforms and in forward-mode differentiation it selects the reference.
-    Raises ValueError if an explicit impl="triton" does not support the device or the transform, and TypeError
-    if it does not support the dtype.
+    "auto" selects Triton on an NVIDIA GPU and the C++ kernels on a CPU, for the dtypes that they support, and
+    the reference otherwise. Where a gradient of x or of a tensor in ``parameters`` is asked for, the
+    reference replaces the C++ kernels, which have none. Under torch.func's transforms and in forward-mode
+    differentiation "auto" and "cpp" select the reference; "auto" also does so in a network that is exported
+    or traced, whose file should not need this package.
+    Raises ValueError if an explicit impl does not support the device or the transform, and TypeError if it
+    does not support the dtype.
     """
     check_impl(impl)
-    if impl != "reference" and _is_transformed():
+    if impl == "reference":
+        return "reference"
+    if _is_transformed():
         if impl == "triton":
             raise ValueError(
                 f"{op}: impl='triton' does not support torch.func's transforms or forward-mode"
                 " differentiation; use impl='auto'"
             )
         return "reference"
-    if impl == "auto":
-        nvidia = x.device.type == "cuda" and torch.version.hip is None
-        if not (nvidia or _as_on_gpu) or x.dtype not in DTYPES:
-            return "reference"
-        return "reference" if why_not_triton(x.device.type, x.device.index) else "triton"
-    if impl == "reference":
-        return "reference"
+    if impl == "triton":
+        return _require_triton(op, x)
+    if impl == "cpp":
+        return _require_cpp(op, x, parameters)
+    nvidia = x.device.type == "cuda" and torch.version.hip is None
+    if nvidia or _as_on_gpu:
+        usable = x.dtype in DTYPES and not why_not_triton(x.device.type, x.device.index)
+        return "triton" if usable else "reference"
+    return "cpp" if _prefers_cpp(x, parameters) else "reference"
+
+
+def _require_triton(op: str, x: Tensor) -> Literal["triton"]:
     reason = why_not_triton(x.device.type, x.device.index)
     if reason:
         raise ValueError(f"{op}: impl='triton' {reason}; use impl='auto' or impl='reference'")
@@ -133,3 +178,30 @@ def resolve_impl(op: str, impl: str, x: Tensor) -> Literal["triton", "reference"
             f"{op}: impl='triton' takes float32, bfloat16 or float16, got {x.dtype}; use impl='reference'"
         )
     return "triton"
+
+
+def _require_cpp(op: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Impl:
+    if _asks_gradient(x, parameters):
+        return "reference"
+    reason = _why_not_cpp(x.device.type)
+    if reason:
+        raise ValueError(f"{op}: impl='cpp' {reason}; use impl='auto' or impl='reference'")
+    if x.dtype not in CPP_DTYPES or x.layout != torch.strided:
+        kind = x.dtype if x.layout == torch.strided else x.layout
+        raise TypeError(f"{op}: impl='cpp' takes float32 or bfloat16, got {kind}; use impl='reference'")
+    return "cpp"
+
+
+def _prefers_cpp(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+    """Return whether "auto" selects the C++ kernels for x."""
+    if x.device.type != "cpu" or x.dtype not in CPP_DTYPES or x.layout != torch.strided:
+        return False
+    if _asks_gradient(x, parameters) or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    return _can_use_cpp()
+
+
+def _asks_gradient(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(p is not None and p.requires_grad for p in parameters)

@@ -240,9 +240,15 @@ def instance_norm(
     Stylization", 2016.
     """
     _check_dimensions(x)
-    if resolve_impl("instance_norm", impl, x) == "reference":
+    chosen = resolve_impl("instance_norm", impl, x, (weight, bias, residual))
+    if chosen == "reference":
         _check(x, weight, bias, residual, act)
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
+    if chosen == "cpp":
+        from .cpu.operators import norm
+
+        _check(x, weight, bias, residual, act)
+        return norm(x, Norm(weight, bias, eps, act, slope), residual)
     y, _, _ = torch.ops.fastcyclegan.instance_norm_fwd(
         dense(x), weight, bias, residual, eps, act, slope, impl == "triton"
     )

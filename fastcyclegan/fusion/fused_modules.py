@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastcyclegan.kernels import instance_norm, reflect_conv2d
 from fastcyclegan.kernels.backend_table import backend_of
-from fastcyclegan.kernels.dispatch import is_autocast_on, resolve_impl
+from fastcyclegan.kernels.dispatch import CPP_DTYPES, Impl, is_autocast_on, resolve_impl
 from fastcyclegan.kernels.norm_conv import ConvArgs, norm_conv
 from fastcyclegan.nn.layer_checks import compute_dtype
 from fastcyclegan.nn.layers import InstanceNormAct
@@ -57,7 +57,7 @@ class _FusedInstanceNorm(InstanceNormAct):
         return y + residual
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        if resolve_impl("InstanceNorm", self.impl, input) == "triton":
+        if resolve_impl("InstanceNorm", self.impl, input, (self.weight, self.bias)) != "reference":
             return instance_norm(
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl
             )
@@ -114,14 +114,16 @@ class ReflectConv2d(nn.Conv2d):
         _refuse_scripting()
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._is_supported(input):
+        impl = self._impl_for(input)
+        if impl == "reference":
             return F.conv2d(F.pad(input, (self.border,) * 4, mode="reflect"), self.weight, self.bias)
         if input.dim() == 3:
             out: Tensor = self(input[None])[0]
             return out
         dtype = compute_dtype(input, self.weight)
         x = input.to(dtype)
-        if backend_of("reflect_conv", x, dtype, 1, self.out_channels, self.kernel_size[0]) == "triton":
+        backend = backend_of("reflect_conv", x, dtype, 1, self.out_channels, self.kernel_size[0])
+        if impl == "cpp" or backend == "triton":
             out = reflect_conv2d(x, self.weight, self.bias, padding=self.border, impl=self.impl)
         else:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -138,21 +140,24 @@ class ReflectConv2d(nn.Conv2d):
             return out
         return out.contiguous()
 
-    def _is_supported(self, x: Tensor) -> bool:
-        """Return whether the kernels can compute this convolution of x.
+    def _impl_for(self, x: Tensor) -> Impl:
+        """Return the implementation that computes this convolution of x.
 
         Inputs that torch rejects are left to torch, so that torch's own error is raised.
         """
         if not isinstance(x, Tensor) or x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            return False
+            return "reference"
         if x.device != self.weight.device:
-            return False
+            return "reference"
         sides, weight = min(x.shape[-2:]), self.weight
         if self.border >= sides or sides + 2 * self.border < self.kernel_size[0]:
-            return False
+            return "reference"
         if x.dtype != weight.dtype and not is_autocast_on(x):
-            return False
-        return resolve_impl("ReflectConv2d", self.impl, x) == "triton"
+            return "reference"
+        impl = resolve_impl("ReflectConv2d", self.impl, x, (self.weight, self.bias))
+        if impl == "cpp" and compute_dtype(x, weight) not in CPP_DTYPES:
+            return "reference"
+        return impl
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, border={self.border}, impl={self.impl}"

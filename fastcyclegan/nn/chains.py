@@ -13,7 +13,7 @@ defines the tensor that passes through the chains.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastcyclegan import reference
 from fastcyclegan.kernels.backend_table import backend_of
-from fastcyclegan.kernels.dispatch import resolve_impl
+from fastcyclegan.kernels.dispatch import Impl, resolve_impl
 from fastcyclegan.kernels.residual_block import residual_block
 from fastcyclegan.nn.deferred import Deferred, Layers
 from fastcyclegan.nn.layer_checks import activation, border_of, compute_dtype, is_conv, is_norm, untouched
@@ -49,7 +49,8 @@ class Chain(nn.Sequential):
             return self._run(x, residual)
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        if resolve_impl("Chain", self.impl, x) == "reference":
+        impl = resolve_impl("Chain", self.impl, x, [*self.parameters(), residual])
+        if impl == "reference":
             for layer in self:
                 x = layer(x)
             return x if residual is None else residual + x
@@ -58,7 +59,7 @@ class Chain(nn.Sequential):
             return self(x[None], None if residual is None else residual[None])[0]
         if x.dim() != 4:
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
-        return run_chains([self], x, residual)
+        return run_chains([self], x, residual, impl=impl)
 
     def __prepare_scriptable__(self) -> Chain:
         check_scriptable(self.impl)
@@ -77,7 +78,7 @@ def run_chains(
     residual: Tensor | None = None,
     cancelled: list[Tensor] | None = None,
     start: int = 0,
-    impl: Literal["triton", "reference"] = "triton",
+    impl: Impl = "triton",
 ) -> Tensor:
     """Run the chains of P matching networks on x [N, C, H, W], from layer ``start`` on.
 
@@ -111,10 +112,10 @@ def _last_weights(positions: Sequence[tuple[Layers, Layers | None]]) -> int | No
 
 
 def _without_pending(
-    chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"]
+    chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Impl
 ) -> Deferred:
     """Wrap x in a ``Deferred`` with no pending operations. See ``run_chains`` for ``cancelled``."""
-    return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == "triton")
+    return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == impl)
 
 
 def _positions(chains: Sequence[Chain], start: int) -> Iterator[tuple[Layers, Layers | None]]:
@@ -197,18 +198,20 @@ class ResidualBlock(reference.ResidualBlock):
         chain = self.conv_block
         if not untouched(chain, Chain):
             return x + chain(x)
-        if resolve_impl("ResidualBlock", chain.impl, x) == "reference" or x.dim() != 4:  # type: ignore[arg-type]
+        impl = resolve_impl("ResidualBlock", chain.impl, x, chain.parameters())  # type: ignore[arg-type]
+        if impl == "reference" or x.dim() != 4:
             return chain(x, residual=x)
-        return _run_blocks((self,), x, None)
+        return _run_blocks((self,), x, None, impl)
 
 
 def _run_blocks(
-    blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Literal["triton", "reference"] = "triton"
+    blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Impl
 ) -> Tensor:
     """Run the residual blocks of P networks on x [N, C, H, W]; see ``run_chains`` for ``cancelled``."""
     if not untouched(blocks[0].conv_block, Chain):
         return x + blocks[0].conv_block(x)
-    convs = _plain_block(blocks, x)
+    # On a CPU, the operators are those of the layers, so nothing is gained by treating the block as one.
+    convs = None if impl == "cpp" else _plain_block(blocks, x)
     if convs is None:
         return run_chains([block.conv_block for block in blocks], x, x, cancelled, impl=impl)
     deferred = _without_pending(blocks[0].conv_block, x, cancelled, impl)
@@ -270,8 +273,10 @@ class UnetBlock(reference.UnetBlock):
 
     def _run(self, x: Tensor) -> Tensor:
         chain: Any = self.model
-        if untouched(chain, Chain) and x.dim() == 4 and resolve_impl("UnetBlock", chain.impl, x) == "triton":
-            return run_levels((self,), x, None, False, "triton")
+        if untouched(chain, Chain) and x.dim() == 4:
+            impl = resolve_impl("UnetBlock", chain.impl, x, chain.parameters())
+            if impl != "reference":
+                return run_levels((self,), x, None, False, impl)
         y: Tensor = chain(x)
         return y if self.outermost else torch.cat([x, y], dim=-3)
 
@@ -281,7 +286,7 @@ def run_levels(
     x: Tensor,
     cancelled: list[Tensor] | None,
     activated: bool,
-    impl: Literal["triton", "reference"],
+    impl: Impl,
 ) -> Tensor:
     """Run one level of P U-Nets on x [N, C, H, W].
 

@@ -10,16 +10,18 @@ each, in the order of the networks. Each position of a chain is then a tuple wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._convolution import AtenConvolution
+from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels._weight_gradients import each_weight, is_accumulating
 from fastcyclegan.kernels.backend_table import backend_of, measured
-from fastcyclegan.kernels.dispatch import is_autocast_on
+from fastcyclegan.kernels.dispatch import CPP_DTYPES, Impl, is_autocast_on
 from fastcyclegan.kernels.norm_conv import norm_conv
 from fastcyclegan.kernels.reflect_conv import reflect_conv
 from fastcyclegan.kernels.zero_conv import serves, zero_conv
@@ -72,17 +74,32 @@ def _plain_conv(x: Tensor, conv: Any, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, conv.weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
+def _tanh_after(following: Layers | None) -> nn.Module | None:
+    """Return the tanh among the layers that follow a convolution at once, or None."""
+    if following is not None and untouched(following[0], FloatTanh):
+        layer: nn.Module = following[0]
+        return layer
+    return None
+
+
+def _sizes_of(conv: Any) -> AtenConvolution:
+    sides = (list(conv.stride), list(conv.padding), list(conv.dilation))
+    transposed = isinstance(conv, nn.ConvTranspose2d)
+    return AtenConvolution(*sides, transposed, list(conv.output_padding), conv.groups)
+
+
 @dataclass
 class Deferred:
     """A tensor x and the operations still pending on it: norm, activation and padding, in this order.
 
     ``impl`` selects whether our kernels or PyTorch's operators compute them. If ``required`` is true,
-    KernelError is raised when a kernel fails. If it is false, PyTorch computes that operator instead.
+    KernelError is raised when a Triton kernel fails, and the C++ kernels compute all that they can. If it is
+    false, PyTorch computes an operator whose kernel fails or, on a CPU, is not faster.
     """
 
     x: Tensor
     cancelled: list[Tensor]
-    impl: Literal["triton", "reference"] = "triton"
+    impl: Impl = "triton"
     norm: nn.Module | None = None
     act: str = "none"
     slope: float = 0.0
@@ -93,7 +110,7 @@ class Deferred:
     @property
     def public_impl(self) -> str:
         """The ``impl`` to pass to the public operators."""
-        if self.impl == "triton" and not self.required:
+        if self.impl != "reference" and not self.required:
             return "auto"
         return self.impl
 
@@ -154,6 +171,10 @@ class Deferred:
         fits = self.x.dtype == dtype or is_autocast_on(self.x)
         # Weights in another 16-bit dtype are left to PyTorch, which casts them under autocast.
         fits = fits and conv.weight.dtype in (dtype, torch.float32)
+        if self.impl == "cpp" and fits and dtype in CPP_DTYPES:
+            self._cast(dtype)
+            self._convolve_on_cpu(convs, biases, following)
+            return
         use_kernels = self.impl == "triton" and fits
         if use_kernels and self.border and _supports_reflection(conv, self.x, dtype, len(convs)):
             self._cast(dtype)
@@ -178,7 +199,7 @@ class Deferred:
         """Replace x with its convolution computed by PyTorch, after the pending operations."""
         # For few channels, such as an image's three, a separate pass of ours is not worth it: PyTorch pads.
         cheap = self.norm is None and (self.border == 0 or self.x.shape[1] < 8)
-        if self.impl == "reference" or self.x.dtype != dtype or cheap:
+        if self.impl != "triton" or self.x.dtype != dtype or cheap:
             self.flush()
         x = self.x.contiguous(memory_format=torch.channels_last)
         each_bias = biases if biases else [None] * len(convs)
@@ -198,6 +219,34 @@ class Deferred:
         sizes = (conv.stride, conv.padding, conv.dilation, transposed, conv.output_padding, conv.groups)
         options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
         return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
+
+    def _convolve_on_cpu(self, convs: Layers, biases: list[Tensor], following: Layers | None) -> None:
+        """Replace x with its convolution, computed on a CPU together with the pending operations."""
+        from fastcyclegan.kernels.cpu.operators import norm_conv as norm_conv_on_cpu
+
+        tanh = _tanh_after(following)
+        norm: Any = self.norm
+        options: dict[str, Any] = {"border": self.border, "required": self.required}
+        options["float_out"] = tanh is not None
+        if norm is not None:
+            options["norm"] = Norm(norm.weight, norm.bias, norm.eps, self.act, self.slope)
+        sizes = _sizes_of(convs[0])
+        parts = each_weight(self.x, convs, biases if biases else [None] * len(convs))
+        results = [
+            norm_conv_on_cpu(x, conv.weight, bias, sizes, **options) for x, conv, bias in parts
+        ]
+        self.x = results[0] if len(results) == 1 else torch.cat(results)
+        self._clear_norm()
+        self.border = 0
+        self._apply_tanh(tanh, convs)
+
+    def _apply_tanh(self, tanh: nn.Module | None, convs: Layers) -> None:
+        """Apply a tanh in fp32, if there is one, and give x the dtype that ``FloatTanh`` would give it."""
+        if tanh is not None:
+            self.x = torch.tanh(self.x)
+            if not is_autocast_on(self.x):
+                self.x = self.x.to(convs[0].weight.dtype)
+            self.covered = tanh
 
     def _can_zero_pad(self, convs: Layers, dtype: torch.dtype) -> bool:
         """Return whether our kernels should compute zero-padded ``convs`` in ``dtype``, fused with the norm.
@@ -235,9 +284,7 @@ class Deferred:
         self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
     ) -> None:
         """Replace x with its convolution, computed by our kernels together with the pending operations."""
-        tanh = None
-        if following is not None and untouched(following[0], FloatTanh):
-            tanh = following[0]
+        tanh = _tanh_after(following)
         weights = [conv.weight for conv in convs]
         options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
         self.x = reflect_conv(self.x, weights, biases, padding=self.border, tanh=tanh is not None, **options)

@@ -6,6 +6,7 @@ computes a convolution is decided when it runs, so compiled graphs are right for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from .._calls import NormConvCall
 from .._checks import check_device, check_images, check_padding, check_pixels, check_tensor, check_vectors
-from .._convolution import AtenConvolution
-from .._layout import empty_channels_last
+from .._convolution import AtenConvolution, Convolution
+from .._layout import channels_last, dense, empty_channels_last
 from .._norm import Norm
+from .._weight_gradients import each_weight
 from . import convolution, functions
 
 ACTS = ("none", "relu", "leaky_relu")
@@ -157,6 +159,15 @@ def _(*arguments: Any) -> Tensor:
     return empty_channels_last(out, out.shape, torch.float32 if float_out else x.dtype)
 
 
+# --- What the public functions and the networks call --------------------------------------------------------
+
+
+def norm(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
+    """Return act(IN(x)) + residual in the layout of x, by the C++ kernel. x is copied if it is not dense."""
+    tensors = (dense(x), norm.weight, norm.bias, residual)
+    return torch.ops.fastcyclegan.cpp_norm(*tensors, norm.eps, norm.act, norm.slope)  # type: ignore[no-any-return]
+
+
 def norm_conv(
     x: Tensor,
     weight: Tensor,
@@ -166,10 +177,44 @@ def norm_conv(
     norm: Norm | None = None,
     border: int = 0,
     float_out: bool = False,
-    by: convolution.By = "auto",
+    required: bool = False,
 ) -> Tensor:
-    """Call ``cpp_norm_conv``. x is [N, C, H, W] in channels_last."""
-    arguments = norm if norm is not None else Norm()
-    tensors = (x, arguments.weight, arguments.bias, weight, bias)
-    options = (norm is not None, arguments.eps, arguments.act, arguments.slope, border, float_out)
+    """Convolve act(IN(x)), or x if ``norm`` is None, after padding it with ``border`` reflected pixels.
+
+    x: [N, C, H, W] in any layout, fp32 or bf16. weight and bias: in the dtype of x, or fp32 (then rounded on
+    use). If ``required`` is true, the C++ kernels compute every convolution that they support; otherwise only
+    those for which they were measured to be faster than PyTorch. The result is in channels_last, and in the
+    dtype of x or, with ``float_out``, in fp32.
+    """
+    given = norm if norm is not None else Norm()
+    tensors = (channels_last(x), given.weight, given.bias, weight, bias)
+    options = (norm is not None, given.eps, given.act, given.slope, border, float_out)
+    by = "cpp" if required else "auto"
     return torch.ops.fastcyclegan.cpp_norm_conv(*tensors, *options, *conv.flat(), by)  # type: ignore[no-any-return]
+
+
+def convolve_each(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    conv: Convolution,
+    *,
+    norm: Norm | None = None,
+    border: int = 0,
+    required: bool = False,
+) -> Tensor:
+    """Compute ``norm_conv`` with P weights, each applied to its own N / P images of x."""
+    options: dict[str, Any] = {"norm": norm, "border": border, "required": required}
+    each = each_weight(x, weights, biases if biases else [None] * len(weights))
+    parts = [norm_conv(part, weight, bias, conv.aten, **options) for part, weight, bias in each]
+    return parts[0] if len(parts) == 1 else channels_last(torch.cat(parts)[: x.shape[0]])
+
+
+def residual_block(
+    x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], eps: float, *, required: bool = False
+) -> Tensor:
+    """Compute ``residual_block`` of x [N, C, H, W] in channels_last."""
+    options: dict[str, Any] = {"border": 1, "required": required}
+    c1 = convolve_each(x, first, [], Convolution(), **options)
+    c2 = convolve_each(c1, second, [], Convolution(), norm=Norm(eps=eps, act="relu", slope=0.0), **options)
+    return norm(c2, Norm(eps=eps, act="none"), x)
