@@ -2,28 +2,35 @@
 
 namespace {
 
+// Products that are summed before they are added to the result: long sums in fp32 lose accuracy.
+constexpr int PART = 64;
+
 template <int R>
 void multiply_rows(const Product& in) {
-    Floats sum[R][2] = {};
     const float* panel = in.panel;
-    for (int run = 0; run < in.runs; run++) {
-        const float* a = in.a + run * in.a_next;
-        for (int k = 0; k < in.K; k++, panel += PANEL) {
-            Floats left = load(panel), right = load(panel + LANES);
+    bool is_first = true;
+    for (int run = 0; run < in.runs; run++)
+        for (int start = 0; start < in.K; start += PART, is_first = false) {
+            Floats sum[R][2] = {};
+            const float* a = in.a + run * in.a_next + start;
+            int count = in.K - start < PART ? in.K - start : PART;
+            for (int k = 0; k < count; k++, panel += PANEL) {
+                Floats left = load(panel), right = load(panel + LANES);
+#pragma GCC unroll 14
+                for (int r = 0; r < R; r++) {
+                    Floats value = splat(a[r * in.a_step + k]);
+                    sum[r][0] += value * left;
+                    sum[r][1] += value * right;
+                }
+            }
+            // Unrolled as well: an index that is not constant would keep the sums in memory.
 #pragma GCC unroll 14
             for (int r = 0; r < R; r++) {
-                Floats value = splat(a[r * in.a_step + k]);
-                sum[r][0] += value * left;
-                sum[r][1] += value * right;
+                float* out = in.out + r * PANEL;
+                store(out, is_first ? sum[r][0] : load(out) + sum[r][0]);
+                store(out + LANES, is_first ? sum[r][1] : load(out + LANES) + sum[r][1]);
             }
         }
-    }
-    // Unrolled as well: an index that is not constant would keep the sums in memory.
-#pragma GCC unroll 14
-    for (int r = 0; r < R; r++) {
-        store(in.out + r * PANEL, sum[r][0]);
-        store(in.out + r * PANEL + LANES, sum[r][1]);
-    }
 }
 
 }  // namespace
