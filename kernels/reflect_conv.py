@@ -39,6 +39,7 @@ from ._checks import (
     tensors_of,
     under_autocast,
 )
+from ._convolution import Convolution
 from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics

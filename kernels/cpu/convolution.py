@@ -86,7 +86,7 @@ def norm_convolve(
 
 
 def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution) -> Tensor:
-    """Convolve x by PyTorch, with a weight that is kept in the form that it needs if forms are kept at all."""
+    """Convolve x by PyTorch. If forms are kept, the weight is kept as oneDNN reads it."""
     if not has_forms() or x.dtype != torch.bfloat16 or not x.numel():
         return channels_last(torch.ops.aten.convolution(x, weight.to(x.dtype), bias, *conv.flat()))
     if conv.transposed or conv.groups != 1 or weight.numel() < _WORTH_PACKING:
@@ -100,6 +100,4 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
         return packed
 
     packed = form_of(weight, ("packed", x.dtype, tuple(x.shape), str(sizes)), pack)
-    return channels_last(
-        torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], "")
-    )
+    return channels_last(torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], ""))

@@ -1,4 +1,4 @@
-"""Call the functions of the C++ library on tensors: norms, borders and convolutions, below PyTorch's operators.
+"""Call the functions of the C++ library on tensors: norms, borders and convolutions.
 
 The results depend neither on the number of threads nor on the other images of a batch. Sums and statistics
 are computed in fp32. Arguments are not checked here; ``operators.py`` does that.
@@ -44,7 +44,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 def _function(name: str) -> Callable[..., Any]:
     function = getattr(library.library(), name)
     function.argtypes, function.restype = _SIGNATURES[name]
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _call(name: str, *arguments: Any) -> None:
@@ -136,9 +136,7 @@ def convolution(
     form = form_of(weight, (kind, x.dtype), functools.partial(_prepared, kind=kind, dtype=x.dtype))
     offset = _vector(None if bias is None else bias.to(x.dtype))
     if kind == "winograd":
-        _call(
-            "fcg_winograd", _is_half(x), _is_half(y), x, form, offset, y, N, H, W, C, O, padding, reflect
-        )
+        _call("fcg_winograd", _is_half(x), _is_half(y), x, form, offset, y, N, H, W, C, O, padding, reflect)
         return y
     if padding or (kind == "wide" and _is_half(x)):
         x = pad(x, padding, reflect=reflect, wide=kind == "wide")
