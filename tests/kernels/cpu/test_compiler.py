@@ -22,7 +22,7 @@ from fastcyclegan.kernels.cpu._compiler import (
     fingerprint,
     first_error,
 )
-from tests.kernels.cpu.compilers import REAL, is_running, program, write_sources
+from tests.kernels.cpu.compilers import REAL, program, wait_for_end, write_sources
 
 needs_compiler = pytest.mark.skipif(REAL is None, reason="needs a C++ compiler")
 VERSION = 'echo "version of $0"; echo more'
@@ -229,15 +229,6 @@ def test_a_compiler_that_hangs_is_killed_with_its_processes(
     line = problem(lambda: compile_library(compiler, "avx2", source, tmp_path / "x.so"))
     assert line.endswith(f"the compiler {tmp_path}/hanging has not finished after 120 s")
     wait_for_end(int(started.read_text()))
-
-
-def wait_for_end(process: int) -> None:
-    for _ in range(2000):
-        if not is_running(process):
-            return
-        time.sleep(0.01)
-    os.kill(process, 9)
-    pytest.fail("a process of the compiler was left running")
 
 
 def test_a_process_that_the_compiler_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
