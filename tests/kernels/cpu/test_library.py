@@ -499,9 +499,9 @@ def test_a_compiler_that_makes_no_library(script: str, reason: str, place: Place
 
 @compiles
 def test_a_library_with_an_undefined_symbol(place: Place) -> None:
-    """This is what clang makes of OpenMP's pragmas, if the process has no OpenMP runtime of LLVM."""
-    write_sources(place.source, answer='extern "C" void __kmpc_no(); extern "C" void f() { __kmpc_no(); }')
-    with pytest.raises(CompilerError, match=r"cannot be loaded: undefined symbol: __kmpc_no$"):
+    """So it is with OpenMP's functions if this PyTorch was built without OpenMP."""
+    write_sources(place.source, answer='extern "C" void GOMP_no(); extern "C" void f() { GOMP_no(); }')
+    with pytest.raises(CompilerError, match=r"cannot be loaded: undefined symbol: GOMP_no$"):
         place.load()
     assert listing(place.cache) == []
 
@@ -554,15 +554,15 @@ runtimes = {line.split()[-1] for line in open("/proc/self/maps") if "omp" in lin
 print(*runtimes, sep="\\n")
 """
 THREADS_USED = """
-#include <omp.h>
+extern "C" void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned);
+extern "C" void GOMP_barrier();
 extern "C" int threads_used(int threads) {
     int used = 0;
-    #pragma omp parallel num_threads(threads)
-    {
-        #pragma omp atomic
-        used++;
-        #pragma omp barrier
-    }
+    auto body = [](void *count) {
+        __atomic_fetch_add((int *)count, 1, __ATOMIC_RELAXED);
+        GOMP_barrier();
+    };
+    GOMP_parallel(body, &used, threads, 0);
     return used;
 }
 """
