@@ -102,7 +102,7 @@ def _can_use_cpp() -> bool:
         text = (
             f"the C++ kernels cannot be used: impl='cpp' {reason}; PyTorch computes the layers that need it"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         # Not reached if warnings are turned into errors, so the next call raises again.
         _was_reported = True
     return not reason

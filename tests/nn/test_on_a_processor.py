@@ -43,8 +43,8 @@ def _built(name: str) -> tuple[nn.Module, Tensor]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that receives the names of the C++ functions that are called."""
     names: list[str] = []
-    call = functions._call
-    monkeypatch.setattr(functions, "_call", lambda name, *a: names.append(name) or call(name, *a))
+    call = functions.call
+    monkeypatch.setattr(functions, "call", lambda name, *a: names.append(name) or call(name, *a))
     return names
 
 
