@@ -5,6 +5,9 @@ PyTorch's convolutions are those of oneDNN, which uses the matrix units (AMX) of
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -22,6 +25,21 @@ FEW = 4
 # oneDNN lays a weight out on every call. In bf16, that takes a noticeable part of the time from this size on,
 # so the weight is kept in oneDNN's layout.
 _WORTH_PACKING = 2**16
+
+
+# What the current ``recorded`` block receives: the address of each weight, and the kernel.
+_record: ContextVar[list[tuple[int, str]] | None] = ContextVar("record", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[int, str]]]:
+    """Record what computes each convolution inside the block: the address of its weight, and the kernel."""
+    calls: list[tuple[int, str]] = []
+    token = _record.set(calls)
+    try:
+        yield calls
+    finally:
+        _record.reset(token)
 
 
 def kind_of(conv: AtenConvolution, weight: Tensor, border: int) -> str | None:
@@ -70,6 +88,9 @@ def norm_convolve(
     dtype of x or, with ``float_out``, in fp32.
     """
     kind = chosen(x, weight, conv, border, by)
+    calls = _record.get()
+    if calls is not None:
+        calls.append((weight.data_ptr(), "PyTorch" if kind is None else kind))
     if norm is not None:
         # Winograd's kernel reads reflected pixels where they are, so the norm need not write them.
         written = 0 if kind == "winograd" else border
