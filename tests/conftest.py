@@ -61,7 +61,15 @@ def _no_overflow_checks() -> None:
 
 @pytest.fixture(autouse=True)
 def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    # The C++ kernels are compiled once for all workers.
+    shared = cache / "fastcyclegan" / "cpu"
+    if not shared.exists():
+        compiled = tmp_path_factory.getbasetemp().parent / "cpp"
+        compiled.mkdir(mode=0o700, exist_ok=True)
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        shared.symlink_to(compiled)
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from fastcyclegan.kernels.cpu.convolution import recorded
 
-
-def convolutions_computed_by(net: nn.Module, x: Tensor) -> dict[str, str]:
-    """Run ``net`` once on the images x, without a gradient, and return what computes its convolutions.
+def convolutions_computed_by(net: nn.Module, calls: Sequence[tuple[int, str]]) -> dict[str, str]:
+    """Return what computed each convolution of ``net`` in a run that was ``recorded``.
 
     The keys are the names of its convolutions in the order of the network. The values are "winograd", "wide"
     and "few" for the C++ kernels, and "PyTorch". A convolution that runs as a module of its own is PyTorch's.
     """
-    with torch.no_grad(), recorded() as calls:
-        net(x)
     kernels = dict(calls)
     names = {}
     for name, module in net.named_modules():
