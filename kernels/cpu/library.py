@@ -162,7 +162,8 @@ def _make_answer() -> _Answer:
             loaded = load(_SOURCE, cache_folder("cpu"), processor())
         except CompilerError as error:
             reason = str(error)
-        except OSError as error:
+        # RuntimeError: no thread or process can be started, for lack of memory.
+        except (OSError, RuntimeError, MemoryError) as error:
             reason = f"needs to be compiled, which failed: {error}"
     return _Answer(reason, loaded, os.getpid())
 

@@ -6,7 +6,7 @@ computes a convolution is decided when it runs, so compiled graphs are right for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,29 @@ from . import convolution, functions
 
 ACTS = ("none", "relu", "leaky_relu")
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
-_TAGS = (torch.Tag.needs_exact_strides,)
+# Not torch.library.custom_op: the first call of such an operator imports torch's compiler, 1.5 s.
+_LIBRARY = torch.library.Library("fastcyclegan", "FRAGMENT")
+
+
+def _operator(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated function as the operator ``schema``, which refuses to be differentiated."""
+    name = schema.partition("(")[0]
+
+    def register(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def refuse_gradient(*arguments: Any) -> Tensor:
+            tensors = [a for a in arguments if isinstance(a, Tensor)]
+            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+                raise RuntimeError(f"{name}: the C++ kernels give no gradient; use impl='reference'")
+            with torch._C._AutoDispatchBelowAutograd():
+                result: Tensor = getattr(torch.ops.fastcyclegan, name)(*arguments)
+            return result
+
+        _LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides,))
+        _LIBRARY.impl(name, body, "CPU")
+        _LIBRARY.impl(name, refuse_gradient, "Autograd")
+        return body
+
+    return register
 
 
 def _check_input(op: str, x: Tensor, norm: Norm, border: int) -> None:
@@ -51,12 +73,9 @@ def _check_norm(x: Tensor, norm: Norm, residual: Tensor | None) -> None:
         check_device("cpp_norm", "residual", residual, x)
 
 
-@torch.library.custom_op(
-    "fastcyclegan::cpp_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope)"
-    " -> Tensor",
-    tags=_TAGS,
+@_operator(
+    "cpp_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope)"
+    " -> Tensor"
 )
 def cpp_norm(
     x: Tensor,
@@ -73,7 +92,7 @@ def cpp_norm(
     return functions.norm(x, norm, residual)
 
 
-@cpp_norm.register_fake
+@torch.library.register_fake("fastcyclegan::cpp_norm", lib=_LIBRARY)
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -128,12 +147,9 @@ def _split(arguments: tuple[Any, ...]) -> tuple[NormConvCall, bool, convolution.
     return NormConvCall.of(*flat), float_out, by
 
 
-@torch.library.custom_op(
-    "fastcyclegan::cpp_norm_conv",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm,"
-    f" float eps, str act, float slope, int border, bool float_out, {_CONV}, str by) -> Tensor",
-    tags=_TAGS,
+@_operator(
+    "cpp_norm_conv(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm,"
+    f" float eps, str act, float slope, int border, bool float_out, {_CONV}, str by) -> Tensor"
 )
 def cpp_norm_conv(*arguments: Any) -> Tensor:
     """Convolve act(IN(x)), or x if ``norm`` is false, after padding it with ``border`` reflected pixels.
@@ -148,7 +164,7 @@ def cpp_norm_conv(*arguments: Any) -> Tensor:
     return convolution.norm_convolve(call.x, norm, call.border, call.weight, call.bias, call.conv, **options)
 
 
-@cpp_norm_conv.register_fake
+@torch.library.register_fake("fastcyclegan::cpp_norm_conv", lib=_LIBRARY)
 def _(*arguments: Any) -> Tensor:
     call, float_out, _ = _split(arguments)
     _check_norm_conv(call)

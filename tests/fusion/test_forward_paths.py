@@ -243,7 +243,8 @@ def test_does_not_fuse_if_a_trace_does_not_show_every_path(kind: type[Norms], ru
     report = accelerate(net)
     assert replaced_kinds(report)[path] == "InstanceNorm2d"
     assert reason in reasons_by_path(report)[path]
-    torch.testing.assert_close(run(net, x), run(plain, x), rtol=0, atol=0)
+    # Without a gradient, the C++ kernels sum in another order.
+    torch.testing.assert_close(run(net, x), run(plain, x))
 
 
 def test_dali_in_the_process_does_not_disturb_tracing() -> None:

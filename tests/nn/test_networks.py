@@ -201,7 +201,7 @@ def test_auto_follows_the_device_of_the_input(monkeypatch: pytest.MonkeyPatch) -
     resolved: list[str] = []
     monkeypatch.setattr(
         "fastcyclegan.nn.chains.resolve_impl",
-        lambda op, impl, x: resolved.append(f"{impl} {x.device.type}") or "reference",
+        lambda op, impl, x, parameters: resolved.append(f"{impl} {x.device.type}") or "reference",
     )
     net(torch.zeros(1, 3, 8, 8))
     net.to("meta")(torch.zeros(1, 3, 8, 8, device="meta"))

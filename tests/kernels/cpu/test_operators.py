@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -268,9 +270,25 @@ def test_exported_and_traced_functions_need_no_operator_of_ours() -> None:
 def test_operators_have_no_gradient() -> None:
     """An operator that is called directly must not give a wrong gradient in silence."""
     x = images(1, 3, 4, 4).requires_grad_()
-    y = OPS.cpp_norm(x, None, None, None, 1e-5, "none", 0.0)
-    with pytest.raises(RuntimeError):
-        y.sum().backward()
+    arguments = (x, None, None, None, 1e-5, "none", 0.0)
+    with pytest.raises(RuntimeError, match="cpp_norm: the C\\+\\+ kernels give no gradient"):
+        OPS.cpp_norm(*arguments)
+    with torch.no_grad():
+        assert not OPS.cpp_norm(*arguments).requires_grad
+
+
+def test_the_first_call_does_not_import_the_compiler() -> None:
+    """torch's compiler takes longer to import than an image takes to translate."""
+    code = """if True:
+        import sys, torch
+        from fastcyclegan import Generator
+        with torch.inference_mode():
+            Generator(ngf=4, n_blocks=1, impl="cpp").eval()(torch.zeros(1, 3, 16, 16))
+        slow = ("torch._dynamo", "torch._inductor", "sympy", "triton")
+        print([name for name in slow if name in sys.modules])
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
 
 
 def test_convolutions_in_parts_keep_the_order_of_the_images() -> None:
