@@ -201,9 +201,10 @@ class ModelConfig:
     init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
     #: Scale of the initial weights with --init_type normal, xavier or orthogonal.
     init_gain: float = 0.02
-    #: Implementation of the networks. triton: fastcyclegan's kernels; reference: PyTorch's operators; auto:
-    #: the kernels on an NVIDIA GPU, otherwise PyTorch's operators.
-    impl: Literal["auto", "triton", "reference"] = "auto"
+    #: Implementation of the networks. triton: fastcyclegan's kernels on an NVIDIA GPU; cpp: its kernels on a
+    #: CPU, which only compute translations (PyTorch's operators train); reference: PyTorch's operators; auto:
+    #: the kernels on an NVIDIA GPU, and on a CPU those that are faster than PyTorch's operators.
+    impl: Literal["auto", "cpp", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -99,8 +99,10 @@ def _can_use_cpp() -> bool:
         return False
     reason = _why_not_cpp("cpu")
     if reason and not _was_reported:
-        text = f"the C++ kernels cannot be used: impl='cpp' {reason}; PyTorch computes the layers that need it"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        text = (
+            f"the C++ kernels cannot be used: impl='cpp' {reason}; PyTorch computes the layers that need it"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         # Not reached if warnings are turned into errors, so the next call raises again.
         _was_reported = True
     return not reason

@@ -39,6 +39,7 @@ from ._checks import (
     tensors_of,
     under_autocast,
 )
+from ._convolution import Convolution
 from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
 from ._norm import Norm, empty_statistics
@@ -312,13 +313,14 @@ def reflect_conv2d(
 ) -> Tensor:
     """Convolve x with stride 1, after padding it with ``padding`` reflected pixels on each side.
 
-    x: [N, C, H, W]; channels_last memory is read directly, and any other layout is copied once. weight:
-    [O, C, k, k] with odd k, in the dtype of x or in fp32 (then rounded on use), or a list of P such weights,
+    x: [N, C, H, W]; channels_last memory is read directly, and any other layout is copied once. weight: [O,
+    C, k, k] with odd k, in the dtype of x or in fp32 (then rounded on use), or a list of P such weights,
     where N is a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights, a
     list of P biases (all tensors or all None), or one bias that all weights share. Under autocast, x is cast
-    as for PyTorch's convolutions. impl: "triton", "reference" (``F.pad`` and ``F.conv2d``) or "auto", which
-    is Triton on an NVIDIA GPU and the reference elsewhere. If a kernel does not compile or launch, "auto"
-    warns once and falls back to PyTorch, and "triton" raises KernelError.
+    as for PyTorch's convolutions. impl: "triton", "cpp", "reference" (``F.pad`` and ``F.conv2d``) or "auto",
+    which is Triton on an NVIDIA GPU, whichever is faster on a CPU where no gradient is asked for, and the
+    reference elsewhere; where one is, "cpp" is the reference too. If a kernel does not compile or launch,
+    "auto" warns once and falls back to PyTorch, and "triton" raises KernelError.
 
     The result is [N, O, H', W'] in channels_last and in the dtype of x, with H' = H + 2 padding - k + 1. Sums
     are computed in fp32. fp32 products use TF32 if PyTorch's own convolutions may use it

@@ -271,9 +271,10 @@ def residual_block(
     x: [N, C, H, W], with H and W at least 2; channels_last memory is read directly, and any other layout is
     copied once. weight1, weight2: [C, C, 3, 3] in the dtype of x or in fp32 (then rounded on use), or two
     lists of P such weights, where N is a multiple of P: image n uses weights n // (N / P). Under autocast, x
-    is cast as for PyTorch's convolutions. impl: "triton", "reference" or "auto", which is Triton on an NVIDIA
-    GPU and the reference elsewhere. If a kernel does not compile or launch, "auto" warns once and falls back
-    to PyTorch, and "triton" raises KernelError.
+    is cast as for PyTorch's convolutions. impl: "triton", "cpp", "reference" or "auto", which is Triton on an
+    NVIDIA GPU, whichever is faster on a CPU where no gradient is asked for, and the reference elsewhere;
+    where one is, "cpp" is the reference too. If a kernel does not compile or launch, "auto" warns once and
+    falls back to PyTorch, and "triton" raises KernelError.
 
     The result is in channels_last and in the dtype of x. Sums and statistics are computed in fp32, and fp32
     products as in ``reflect_conv2d``. The same input always gives the same bits. x, the outputs of the two

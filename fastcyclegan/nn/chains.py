@@ -111,9 +111,7 @@ def _last_weights(positions: Sequence[tuple[Layers, Layers | None]]) -> int | No
     return None
 
 
-def _without_pending(
-    chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Impl
-) -> Deferred:
+def _without_pending(chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Impl) -> Deferred:
     """Wrap x in a ``Deferred`` with no pending operations. See ``run_chains`` for ``cancelled``."""
     return Deferred(x, [] if cancelled is None else cancelled, impl, required=chain.impl == impl)
 
@@ -204,9 +202,7 @@ class ResidualBlock(reference.ResidualBlock):
         return _run_blocks((self,), x, None, impl)
 
 
-def _run_blocks(
-    blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Impl
-) -> Tensor:
+def _run_blocks(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Impl) -> Tensor:
     """Run the residual blocks of P networks on x [N, C, H, W]; see ``run_chains`` for ``cancelled``."""
     if not untouched(blocks[0].conv_block, Chain):
         return x + blocks[0].conv_block(x)

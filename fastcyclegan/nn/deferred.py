@@ -232,9 +232,7 @@ class Deferred:
             options["norm"] = Norm(norm.weight, norm.bias, norm.eps, self.act, self.slope)
         sizes = _sizes_of(convs[0])
         parts = each_weight(self.x, convs, biases if biases else [None] * len(convs))
-        results = [
-            norm_conv_on_cpu(x, conv.weight, bias, sizes, **options) for x, conv, bias in parts
-        ]
+        results = [norm_conv_on_cpu(x, conv.weight, bias, sizes, **options) for x, conv, bias in parts]
         self.x = results[0] if len(results) == 1 else torch.cat(results)
         self._clear_norm()
         self.border = 0

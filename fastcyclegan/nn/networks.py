@@ -21,7 +21,7 @@ from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
 from fastcyclegan.reference import Norm
 
-Impl = Literal["auto", "triton", "reference"]
+Impl = Literal["auto", "cpp", "triton", "reference"]
 
 
 def set_impl(net: nn.Module, impl: str) -> None:
@@ -43,8 +43,9 @@ def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
 
 
 def computed_by(net: nn.Module) -> str:
-    """Return the implementation that computes ``net`` on its current device: "triton" or "reference".
+    """Return the implementation that computes ``net`` on its current device: "triton", "cpp" or "reference".
 
+    On a CPU it depends on whether a gradient is asked for.
     If its ``impl`` does not support its parameters, or it has no parameters, return a text that explains
     this.
     """
@@ -52,7 +53,7 @@ def computed_by(net: nn.Module) -> str:
     if parameter is None:
         return "no parameters"
     try:
-        return resolve_impl(type(net).__name__, impl, parameter)
+        return resolve_impl(type(net).__name__, impl, parameter, net.parameters())
     except (ValueError, TypeError):
         return f"does not support {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
@@ -88,15 +89,17 @@ class Generator(reference.Generator, Pretrained):
     [-1, 1]. H and W must be multiples of 4 and at least 8. The output is fp32 under autocast; otherwise it
     has the dtype of the weights.
 
-    ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" uses our kernels,
-    and "auto" uses the kernels on devices that they support. With ``recompute=True``, only the convolutions'
-    outputs are kept for the backward, which computes their normalised inputs again. This takes half the
-    memory, but each normalised input is written once more. With ``recompute=False``, both are kept, except in
-    residual blocks, which always recompute. ``norm`` is "instance", "batch", "none", or a callable that
-    builds a norm for a number of channels, such as nn.BatchNorm2d.
+    ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" our kernels for
+    NVIDIA GPUs and "cpp" those for CPUs, which serve where no gradient is asked for; "auto" uses the kernels
+    on devices that they support, and on a CPU those that are faster than PyTorch's operators. With
+    ``recompute=True``, only the convolutions' outputs are kept for the backward, which computes their
+    normalised inputs again. This takes half the memory, but each normalised input is written once more. With
+    ``recompute=False``, both are kept, except in residual blocks, which always recompute. ``norm`` is
+    "instance", "batch", "none", or a callable that builds a norm for a number of channels, such as
+    nn.BatchNorm2d.
 
     Raises ValueError for an unknown norm, upsample, padding_type or impl, and when called with impl="triton"
-    on a device that the kernels do not support.
+    or "cpp" on a device that these kernels do not support.
     """
 
     keeps_arguments = True

@@ -70,9 +70,10 @@ def parse(args: Sequence[str]) -> tuple[Options, Path, list[str]]:
     )
     parser.add_argument(
         "--impl",
-        choices=("auto", "triton", "reference"),
+        choices=("auto", "cpp", "triton", "reference"),
         default=ModelConfig.impl,
-        help="run the networks with fastcyclegan's kernels (triton) or PyTorch's operators (reference)",
+        help="run the networks with fastcyclegan's kernels (triton, or cpp on a CPU) or PyTorch's operators"
+        " (reference)",
     )
     parser.add_argument("script", help="CHECKOUT/train.py or CHECKOUT/test.py")
     parser.add_argument(

@@ -12,15 +12,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 CANDIDATES = ("c++", "g++", "clang++")
 SECONDS = 120
 
 # Without -ffast-math, because NaN and infinity must stay what they are.
 _FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-pipe"),
+    *("-std=c++17", "-O3", "-fPIC", "-pipe"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
@@ -31,10 +33,11 @@ FLAGS = {
     "avx512": (*_FLAGS, *_AVX2, *_AVX512),
     "amx": (*_FLAGS, *_AVX2, *_AVX512),
 }
-# The library is linked without -fopenmp. That flag would record the compiler's own OpenMP runtime, and where
+# Nothing is compiled or linked with -fopenmp. It would record the compiler's own OpenMP runtime, and where
 # PyTorch brings a runtime of another name (libgomp-a34b3233.so.1, libiomp5.so), the process would have two,
-# each with its own threads. Without it, the symbols stay undefined until the library is loaded, and then the
-# runtime that PyTorch has loaded serves them: PyTorch loads its dependencies for the whole process.
+# each with its own threads. The sources call the functions of GNU OpenMP, which LLVM's and Intel's runtimes
+# have as well. They stay undefined until the library is loaded, and then the runtime of PyTorch serves them:
+# PyTorch loads its dependencies for the whole process.
 _LINK = ("-shared",)
 
 
@@ -64,7 +67,7 @@ def find_compiler() -> Compiler:
     if it cannot even print its version.
     """
     command = _command()
-    version = _run(command, ("--version",), Path("/")).strip()
+    version = _run(command, [("--version",)], Path("/")).strip()
     if not version:
         raise _error(command, "fails: it does not print its version")
     return Compiler(command, version.splitlines()[0])
@@ -104,16 +107,19 @@ def _files(source: Path, *suffixes: str) -> list[Path]:
 def compile_library(compiler: Compiler, processor: str, source: Path, library: Path) -> None:
     """Compile the C++ files in the folder ``source`` for ``processor``, and write ``library``.
 
-    Object files are left in the folder of ``library``. Raises CompilerError with the compiler's first error.
+    The files are compiled at the same time. Object files are left in the folder of ``library``. Raises
+    CompilerError with the compiler's first error.
     """
-    files = [str(file.absolute()) for file in _files(source, "cpp")]
+    files = [file.absolute() for file in _files(source, "cpp")]
     if not files:
         raise CompilerError(f"needs its C++ files, and there are none in {source}; reinstall fastcyclegan")
-    folder = library.parent
+    objects = [f"{file.stem}.o" for file in files]
+    compilations = [
+        (*FLAGS[processor], "-c", str(file), "-o", name) for file, name in zip(files, objects, strict=True)
+    ]
     try:
-        _run(compiler.command, (*FLAGS[processor], "-c", *files), folder)
-        objects = [file.name for file in _files(folder, "o")]
-        _run(compiler.command, (*_LINK, "-o", library.name, *objects), folder)
+        _run(compiler.command, compilations, library.parent)
+        _run(compiler.command, [(*_LINK, "-o", library.name, *objects)], library.parent)
     except CompilerError as error:
         # The names of the files suffice.
         raise CompilerError(str(error).replace(f"{source.absolute()}/", "")) from None
@@ -121,38 +127,55 @@ def compile_library(compiler: Compiler, processor: str, source: Path, library: P
         raise compiler.error("fails: it writes no library")
 
 
-def _run(command: tuple[str, ...], arguments: tuple[str, ...], folder: Path) -> str:
-    """Run the compiler in ``folder`` and return what it prints. Raises CompilerError if it fails or hangs."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    # Not a pipe, because a process that the compiler leaves behind (a cache's server) can keep that open.
-    with os.fdopen(os.memfd_create("output"), "w+b") as output:
+def _run(command: tuple[str, ...], arguments: list[tuple[str, ...]], folder: Path) -> str:
+    """Run the compiler in ``folder``, with each of the ``arguments`` at the same time.
+
+    Returns what the last one prints. Raises CompilerError if any of them fails, or takes too long.
+    """
+    end = time.monotonic() + SECONDS
+    text = ""
+    processes: list[tuple[subprocess.Popen[bytes], IO[bytes]]] = []
+    with contextlib.ExitStack() as outputs:
         try:
-            # A group of its own, so that the compiler's own processes can be ended as well.
-            process = subprocess.Popen(
-                [*command, *arguments],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
+            for each in arguments:
+                # Not a pipe, because what the compiler leaves running (a cache's server) can keep that open.
+                output: IO[bytes] = outputs.enter_context(os.fdopen(os.memfd_create("output"), "w+b"))
+                processes.append((_start([*command, *each], folder, output), output))
+            for process, output in processes:
+                status = process.wait(end - time.monotonic())
+                output.seek(0)
+                text = output.read().decode(errors="replace")
+                if status:
+                    raise _error(command, f"fails: {first_error(text, status)}")
         except OSError as error:
             raise _error(command, f"fails: {error.strerror}") from None
-        try:
-            status = process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             raise _error(command, f"has not finished after {SECONDS} s") from None
         finally:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        messages = output.read().decode(errors="replace")
-    if status:
-        raise _error(command, f"fails: {first_error(messages, status)}")
-    return messages
+            for process, _ in processes:
+                _stop(process)
+    return text
+
+
+def _start(command: list[str], folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a process in a group of its own, so that its own processes can be ended as well."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it has started, if it is still running."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def first_error(messages: str, status: int) -> str:

@@ -5,6 +5,9 @@ PyTorch's convolutions are those of oneDNN, which uses the matrix units (AMX) of
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -22,6 +25,21 @@ FEW = 4
 # oneDNN lays a weight out on every call. In bf16, that takes a noticeable part of the time from this size on,
 # so the weight is kept in oneDNN's layout.
 _WORTH_PACKING = 2**16
+
+
+# What the current ``recorded`` block receives: the address of each weight, and the kernel.
+_record: ContextVar[list[tuple[int, str]] | None] = ContextVar("record", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[int, str]]]:
+    """Record what computes each convolution inside the block: the address of its weight, and the kernel."""
+    calls: list[tuple[int, str]] = []
+    token = _record.set(calls)
+    try:
+        yield calls
+    finally:
+        _record.reset(token)
 
 
 def kind_of(conv: AtenConvolution, weight: Tensor, border: int) -> str | None:
@@ -70,6 +88,9 @@ def norm_convolve(
     dtype of x or, with ``float_out``, in fp32.
     """
     kind = chosen(x, weight, conv, border, by)
+    calls = _record.get()
+    if calls is not None:
+        calls.append((weight.data_ptr(), "PyTorch" if kind is None else kind))
     if norm is not None:
         # Winograd's kernel reads reflected pixels where they are, so the norm need not write them.
         written = 0 if kind == "winograd" else border
@@ -86,7 +107,7 @@ def norm_convolve(
 
 
 def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution) -> Tensor:
-    """Convolve x by PyTorch, with a weight that is kept in the form that it needs if forms are kept at all."""
+    """Convolve x by PyTorch. If forms are kept, the weight is kept as oneDNN reads it."""
     if not has_forms() or x.dtype != torch.bfloat16 or not x.numel():
         return channels_last(torch.ops.aten.convolution(x, weight.to(x.dtype), bias, *conv.flat()))
     if conv.transposed or conv.groups != 1 or weight.numel() < _WORTH_PACKING:
@@ -100,6 +121,4 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
         return packed
 
     packed = form_of(weight, ("packed", x.dtype, tuple(x.shape), str(sizes)), pack)
-    return channels_last(
-        torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], "")
-    )
+    return channels_last(torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], ""))

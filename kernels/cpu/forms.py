@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .library import why_not_cpp
+from .native import have_equal_bytes
+
 _current: ContextVar[WeightForms | None] = ContextVar("weight_forms", default=None)
 Key = tuple[Any, ...]
 
@@ -27,6 +30,14 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _bits(weight: Tensor) -> Tensor:
     """Return ``weight`` as integers, because NaN is not equal to itself."""
     return weight.detach().view(_INTEGERS[weight.element_size()])
+
+
+def _is_same(weight: Tensor, copy: Tensor) -> bool:
+    """Return whether the bytes of ``weight`` are still those of its ``copy``."""
+    if weight.stride() == copy.stride() and not why_not_cpp():
+        # A copy has the strides of its original only if that is dense.
+        return have_equal_bytes(weight, copy)
+    return torch.equal(_bits(weight), _bits(copy))
 
 
 class WeightForms:
@@ -72,7 +83,7 @@ class WeightForms:
             for _, used in self._open():
                 used.add(key)
             kept = self._kept.get(key)
-        if kept is not None and torch.equal(_bits(weight), _bits(kept[0])):
+        if kept is not None and _is_same(weight, kept[0]):
             return kept[1]
         copy = weight.detach().clone()
         form = make(copy)

@@ -1,4 +1,4 @@
-"""Call the functions of the C++ library on tensors: norms, borders and convolutions, below PyTorch's operators.
+"""Call the functions of the C++ library on tensors: norms, borders and convolutions.
 
 The results depend neither on the number of threads nor on the other images of a batch. Sums and statistics
 are computed in fp32. Arguments are not checked here; ``operators.py`` does that.
@@ -6,55 +6,19 @@ are computed in fp32. Arguments are not checked here; ``operators.py`` does that
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .._layout import channels_last, dense, empty_channels_last, like
 from .._norm import Norm
-from . import library
 from .forms import form_of
+from .native import call, function
 
 DTYPES = (torch.float32, torch.bfloat16)
 _ACTS = {"none": 0, "relu": 1, "leaky_relu": 2}
-_P, _I, _F, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_int64
-# The types of the arguments of each function, and of its result.
-_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "fcg_norm": ([_I] + [_P] * 5 + [_I] * 6 + [_F, _F, _I], _I),
-    "fcg_norm_lines": ([_I] + [_P] * 5 + [_I, _I, _L, _I, _F, _F, _I], _I),
-    "fcg_pad": ([_I, _I, _P, _P] + [_I] * 7, _I),
-    "fcg_winograd": ([_I, _I] + [_P] * 4 + [_I] * 8, _I),
-    "fcg_winograd_size": ([_I] * 3, _L),
-    "fcg_winograd_weight": ([_P, _P] + [_I] * 4, _I),
-    "fcg_wide": ([_I] + [_P] * 4 + [_I] * 8, _I),
-    "fcg_wide_size": ([_I] * 3, _L),
-    "fcg_wide_weight": ([_P, _P] + [_I] * 4, _I),
-    "fcg_few": ([_I, _I] + [_P] * 4 + [_I] * 8, _I),
-    "fcg_few_size": ([_I] * 3, _L),
-    "fcg_few_weight": ([_P, _P] + [_I] * 4, _I),
-    "fcg_equal": ([_P, _P, _L, _I], _I),
-}
-
-
-@functools.cache
-def _function(name: str) -> Callable[..., Any]:
-    function = getattr(library.library(), name)
-    function.argtypes, function.restype = _SIGNATURES[name]
-    return function  # type: ignore[no-any-return]
-
-
-def _call(name: str, *arguments: Any) -> None:
-    """Call a kernel with tensors as pointers, and with the number of threads as its last argument.
-
-    Raises MemoryError if the kernel gets no memory for its own use.
-    """
-    pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    if _function(name)(*pointers, library.threads()):
-        raise MemoryError(f"{name}: out of memory for the kernel's own use")
 
 
 def _is_half(x: Tensor) -> bool:
@@ -84,9 +48,9 @@ def norm(x: Tensor, norm: Norm, residual: Tensor | None = None, border: int = 0)
     options = (_ACTS[norm.act], norm.slope, norm.eps)
     pixels = x[0, 0].numel()
     if x.movedim(1, -1).is_contiguous():
-        _call("fcg_norm", *tensors, N, pixels // sides[-1], sides[-1], C, border, *options)
+        call("fcg_norm", *tensors, N, pixels // sides[-1], sides[-1], C, border, *options)
     else:
-        _call("fcg_norm_lines", *tensors, N, C, pixels, *options)
+        call("fcg_norm_lines", *tensors, N, C, pixels, *options)
     return y
 
 
@@ -104,7 +68,7 @@ def pad(x: Tensor, border: int, *, reflect: bool = True, wide: bool = False) -> 
     if wide:
         y = y.float()
     if y.numel():
-        _call("fcg_pad", _is_half(x), wide, x, y, N, H, W, C, border, reflect)
+        call("fcg_pad", _is_half(x), wide, x, y, N, H, W, C, border, reflect)
     return y
 
 
@@ -136,17 +100,15 @@ def convolution(
     form = form_of(weight, (kind, x.dtype), functools.partial(_prepared, kind=kind, dtype=x.dtype))
     offset = _vector(None if bias is None else bias.to(x.dtype))
     if kind == "winograd":
-        _call(
-            "fcg_winograd", _is_half(x), _is_half(y), x, form, offset, y, N, H, W, C, O, padding, reflect
-        )
+        call("fcg_winograd", _is_half(x), _is_half(y), x, form, offset, y, N, H, W, C, O, padding, reflect)
         return y
     if padding or (kind == "wide" and _is_half(x)):
         x = pad(x, padding, reflect=reflect, wide=kind == "wide")
     size = (N, *x.shape[2:], C, O, k, stride)
     if kind == "wide":
-        _call("fcg_wide", _is_half(y), x, form, offset, y, *size)
+        call("fcg_wide", _is_half(y), x, form, offset, y, *size)
     else:
-        _call("fcg_few", _is_half(x), _is_half(y), x, form, offset, y, *size)
+        call("fcg_few", _is_half(x), _is_half(y), x, form, offset, y, *size)
     return y
 
 
@@ -161,12 +123,6 @@ def _prepared(weight: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     """Return ``weight``, rounded to ``dtype``, in the form that the kernel ``kind`` reads."""
     numbers = channels_last(weight.to(dtype).float())
     O, C, k, _ = weight.shape
-    form = torch.empty(_function(f"fcg_{kind}_size")(O, C, k), dtype=torch.float32)
-    _call(f"fcg_{kind}_weight", numbers, form, O, C, k)
+    form = torch.empty(function(f"fcg_{kind}_size")(O, C, k), dtype=torch.float32)
+    call(f"fcg_{kind}_weight", numbers, form, O, C, k)
     return form
-
-
-def have_equal_bytes(a: Tensor, b: Tensor) -> bool:
-    """Return whether two dense tensors of the same shape, strides and dtype have the same bytes."""
-    threads = library.threads()
-    return bool(_function("fcg_equal")(a.data_ptr(), b.data_ptr(), a.numel() * a.element_size(), threads))

@@ -131,8 +131,8 @@ def _split(arguments: tuple[Any, ...]) -> tuple[NormConvCall, bool, convolution.
 @torch.library.custom_op(
     "fastcyclegan::cpp_norm_conv",
     mutates_args=(),
-    schema="(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm, float eps,"
-    f" str act, float slope, int border, bool float_out, {_CONV}, str by) -> Tensor",
+    schema="(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm,"
+    f" float eps, str act, float slope, int border, bool float_out, {_CONV}, str by) -> Tensor",
     tags=_TAGS,
 )
 def cpp_norm_conv(*arguments: Any) -> Tensor:
@@ -145,9 +145,7 @@ def cpp_norm_conv(*arguments: Any) -> Tensor:
     _check_norm_conv(call)
     norm = call.norm if call.normed else None
     options: dict[str, Any] = {"by": by, "float_out": float_out}
-    return convolution.norm_convolve(
-        call.x, norm, call.border, call.weight, call.bias, call.conv, **options
-    )
+    return convolution.norm_convolve(call.x, norm, call.border, call.weight, call.bias, call.conv, **options)
 
 
 @cpp_norm_conv.register_fake
@@ -165,7 +163,7 @@ def _(*arguments: Any) -> Tensor:
 def norm(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
     """Return act(IN(x)) + residual in the layout of x, by the C++ kernel. x is copied if it is not dense."""
     tensors = (dense(x), norm.weight, norm.bias, residual)
-    return torch.ops.fastcyclegan.cpp_norm(*tensors, norm.eps, norm.act, norm.slope)  # type: ignore[no-any-return]
+    return torch.ops.fastcyclegan.cpp_norm(*tensors, norm.eps, norm.act, norm.slope)
 
 
 def norm_conv(
@@ -190,7 +188,7 @@ def norm_conv(
     tensors = (channels_last(x), given.weight, given.bias, weight, bias)
     options = (norm is not None, given.eps, given.act, given.slope, border, float_out)
     by = "cpp" if required else "auto"
-    return torch.ops.fastcyclegan.cpp_norm_conv(*tensors, *options, *conv.flat(), by)  # type: ignore[no-any-return]
+    return torch.ops.fastcyclegan.cpp_norm_conv(*tensors, *options, *conv.flat(), by)
 
 
 def convolve_each(

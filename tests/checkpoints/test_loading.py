@@ -121,7 +121,7 @@ def test_loads_official_weights_of_a_single_direction(tmp_path: Path) -> None:
 
 def test_reports_an_unknown_impl_and_damaged_weights(tmp_path: Path) -> None:
     save_weights(tmp_path / "g.pth", Generator(ngf=2, n_blocks=1).state_dict())
-    with pytest.raises(ValueError, match="impl must be auto, triton or reference"):
+    with pytest.raises(ValueError, match="impl must be auto, cpp, triton or reference"):
         load_generator(tmp_path / "g.pth", impl="fast")
     state = Generator(ngf=2, n_blocks=1).state_dict()
     del state["model.4.weight"]

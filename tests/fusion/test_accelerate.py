@@ -297,5 +297,5 @@ def test_accelerates_a_single_layer() -> None:
 def test_rejects_wrong_arguments() -> None:
     with pytest.raises(TypeError, match=r"accelerate: module must be a torch\.nn\.Module, got Tensor"):
         accelerate(torch.zeros(3))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="impl must be auto, triton or reference, got 'cuda'"):
+    with pytest.raises(ValueError, match="impl must be auto, cpp, triton or reference, got 'cuda'"):
         accelerate(nn.ReLU(), impl="cuda")

@@ -31,7 +31,7 @@ NORM_CASES = [
         "x must be floating point, got torch.int64",
     ),
     ((X,), {"act": "gelu"}, ValueError, "act must be one of none, relu, leaky_relu, got 'gelu'"),
-    ((X,), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
+    ((X,), {"impl": "cuda"}, ValueError, "impl must be auto, cpp, triton or reference, got 'cuda'"),
     ((X, torch.zeros(4)), {}, ValueError, r"weight must be \[3\], one number per channel of x, got \[4\]"),
     ((X, None, torch.zeros(3, dtype=FP16)), {}, TypeError, "bias must be torch.float32 .* got torch.float16"),
     ((X, torch.zeros(3, device="meta")), {}, ValueError, "weight must be on the device of x, cpu, got meta"),
@@ -162,7 +162,7 @@ REFLECT_CONV_CASES = [
     ((X, [W, W], [torch.zeros(5)]), {}, ValueError, "bias must have as many tensors as weight, 2, got 1"),
     ((X, W, torch.zeros(5, dtype=FP16)), {}, TypeError, "bias must be torch.float32 .* got torch.float16"),
     ((X, W, torch.zeros(5, device="meta")), {}, ValueError, "bias must be on the device of x, cpu, got meta"),
-    ((X, W), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
+    ((X, W), {"impl": "cuda"}, ValueError, "impl must be auto, cpp, triton or reference, got 'cuda'"),
     (
         (X.double(), W.double()),
         {"impl": "triton"},

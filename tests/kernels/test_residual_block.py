@@ -355,7 +355,7 @@ WRONG = [
     ),
     ((X, W.half(), W), {}, TypeError, "weight1 must be torch.float32 .* got torch.float16"),
     ((X, W, W.to("meta")), {}, ValueError, "weight2 must be on the device of x, cpu, got meta"),
-    ((X, W, W), {"impl": "cuda"}, ValueError, "impl must be auto, triton or reference, got 'cuda'"),
+    ((X, W, W), {"impl": "cuda"}, ValueError, "impl must be auto, cpp, triton or reference, got 'cuda'"),
 ]
 
 

@@ -179,7 +179,7 @@ def test_bf16_gradients_are_as_accurate_as_autocast() -> None:
 
 def test_impl_is_shown_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (Generator, UnetGenerator, Discriminator, PixelDiscriminator):
-        with pytest.raises(ValueError, match="impl must be auto, triton or reference, got 'cuda'"):
+        with pytest.raises(ValueError, match="impl must be auto, cpp, triton or reference, got 'cuda'"):
             kind(impl="cuda")
     net = Generator(ngf=1, n_blocks=0)
     assert "impl=auto (reference)" in repr(net)

@@ -36,20 +36,26 @@ constexpr int CHUNK = 64;
 constexpr int WIDE = 4;
 
 // Writes the mean of `count` pixels of V vectors of channels, and the sum of their squared differences from it.
+//
+// The differences are taken from a first mean, which is off by rounding errors, and then corrected. So equal
+// pixels have exactly their value as the mean, and no variance.
 template <int V, class T>
 void chunk_moments(const T* x, int count, int C, int lanes, float* mean, float* squares) {
-    Floats sum[V] = {}, more[V] = {};
+    if (V > 1) lanes = LANES;
+    Floats about[V] = {}, sum[V] = {}, sum_of_squares[V] = {};
     for (int i = 0; i < count; i++)
-        for (int v = 0; v < V; v++) sum[v] += load(x + size_t(i) * C + v * LANES, V == 1 ? lanes : LANES);
-    for (int v = 0; v < V; v++) sum[v] *= 1.0f / count;
+        for (int v = 0; v < V; v++) about[v] += load(x + size_t(i) * C + v * LANES, lanes);
+    for (int v = 0; v < V; v++) about[v] *= 1.0f / count;
     for (int i = 0; i < count; i++)
         for (int v = 0; v < V; v++) {
-            Floats d = load(x + size_t(i) * C + v * LANES, V == 1 ? lanes : LANES) - sum[v];
-            more[v] += d * d;
+            Floats d = load(x + size_t(i) * C + v * LANES, lanes) - about[v];
+            sum[v] += d;
+            sum_of_squares[v] += d * d;
         }
     for (int v = 0; v < V; v++) {
-        store(mean + v * LANES, sum[v], V == 1 ? lanes : LANES);
-        store(squares + v * LANES, more[v], V == 1 ? lanes : LANES);
+        Floats correction = sum[v] * (1.0f / count);
+        store(mean + v * LANES, about[v] + correction, lanes);
+        store(squares + v * LANES, sum_of_squares[v] - sum[v] * correction, lanes);
     }
 }
 
@@ -153,25 +159,28 @@ void norm(const T* x, const T* residual, T* y, Size s, Output out, float eps, in
     apply(x, residual, y, s, out, mean.data(), rstd.data(), threads);
 }
 
-// Writes instance norm of one line of P pixels: a channel of an image whose channels come before its pixels.
+// Writes instance norm of one line of P pixels: a channel of an image whose channels come before its pixels. The
+// moments are those of `chunk_moments` and `join`.
 template <class T>
 void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, float shift, const Output& out, float eps) {
     constexpr int LONG = 1024;
     float mean = 0, squares = 0, count = 0;
     for (int64_t start = 0; start < P; start += LONG) {
         int size = P - start < LONG ? int(P - start) : LONG;
-        Floats total{}, differences{};
-        for (int i = 0; i < size; i += LANES) total += load(x + start + i, size - i);
-        float part = sum(total) / size;
+        Floats values{}, differences{}, their_squares{};
+        for (int i = 0; i < size; i += LANES) values += load(x + start + i, size - i);
+        float about = sum(values) / size;
         for (int i = 0; i < size; i += LANES) {
-            Floats d = load(x + start + i, size - i) - part;
+            Floats d = load(x + start + i, size - i) - about;
             // The lanes beyond the end must not count.
             for (int rest = size - i; rest < LANES; rest++) d[rest] = 0;
-            differences += d * d;
+            differences += d;
+            their_squares += d * d;
         }
-        float d = part - mean, both = count + size;
+        float rest = sum(differences), correction = rest / size;
+        float d = about + correction - mean, both = count + size;
         mean += d * (size / both);
-        squares += sum(differences) + d * d * (count * size / both);
+        squares += sum(their_squares) - rest * correction + d * d * (count * size / both);
         count = both;
     }
     float scale = 1.0f / std::sqrt(squares / P + eps) * weight;

@@ -8,10 +8,11 @@ constexpr int PART = 64;
 template <int R>
 void multiply_rows(const Product& in) {
     const float* panel = in.panel;
+    Floats sum[R][2] = {};
+    int summed = 0;
     bool is_first = true;
     for (int run = 0; run < in.runs; run++)
-        for (int start = 0; start < in.K; start += PART, is_first = false) {
-            Floats sum[R][2] = {};
+        for (int start = 0; start < in.K; start += PART) {
             const float* a = in.a + run * in.a_next + start;
             int count = in.K - start < PART ? in.K - start : PART;
             for (int k = 0; k < count; k++, panel += PANEL) {
@@ -23,13 +24,19 @@ void multiply_rows(const Product& in) {
                     sum[r][1] += value * right;
                 }
             }
+            summed += count;
+            bool is_last = run == in.runs - 1 && start + count == in.K;
+            if (summed < PART && !is_last) continue;
             // Unrolled as well: an index that is not constant would keep the sums in memory.
 #pragma GCC unroll 14
             for (int r = 0; r < R; r++) {
                 float* out = in.out + r * PANEL;
                 store(out, is_first ? sum[r][0] : load(out) + sum[r][0]);
                 store(out + LANES, is_first ? sum[r][1] : load(out + LANES) + sum[r][1]);
+                sum[r][0] = sum[r][1] = Floats{};
             }
+            summed = 0;
+            is_first = false;
         }
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -36,8 +38,8 @@ def program(file: Path, script: str) -> Path:
 
 
 def on_compiling(file: Path, script: str) -> Path:
-    """Write a compiler that runs ``script`` before it compiles, but not before it links."""
-    return program(file, f'case " $* " in *" -c "*) {script} ;; esac\nexec "$REAL" "$@"')
+    """Write a compiler that runs ``script`` before it compiles answer.cpp."""
+    return program(file, f'case "$*" in *"/answer.cpp "*) {script} ;; esac\nexec "$REAL" "$@"')
 
 
 def counting(file: Path) -> Path:
@@ -50,7 +52,17 @@ def count_of(file: Path) -> int:
     return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def is_running(process: int) -> bool:
+def wait_for_end(process: int) -> None:
+    """Wait until a process that is not a child of this one has ended; end it and fail if it does not."""
+    for _ in range(2000):
+        if not _is_running(process):
+            return
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+    raise TimeoutError("a process of the compiler was left running")
+
+
+def _is_running(process: int) -> bool:
     """Return whether the process exists and has not ended. One that nobody waits for leaves its number."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]

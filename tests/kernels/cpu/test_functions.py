@@ -1,0 +1,284 @@
+"""Compare the C++ kernels with float64 by the parity rule, for every kind, layout and number of threads."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcyclegan.kernels import instance_norm_ref
+from fastcyclegan.kernels._norm import Norm
+from fastcyclegan.kernels.cpu import functions, native
+from fastcyclegan.testing import assert_parity
+from tests.kernels.cpu.processor import (
+    BF16,
+    FP32,
+    check_convolution,
+    images,
+    on_every_number_of_threads,
+    padded,
+)
+from tests.kernels.norms import torch_instance_norm
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+# --- Norms --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NormCase:
+    why: str
+    shape: tuple[int, ...]
+    act: str = "relu"
+    affine: bool = False
+    residual: bool = False
+    border: int = 0
+    layout: str = "last"
+
+
+# Vectors have 8 or 16 channels, chunks 64 pixels; several chunks are joined.
+NORMS = [
+    NormCase("one chunk, fewer channels than a vector", (2, 5, 4, 4)),
+    NormCase("a vector and a bit, several chunks", (1, 17, 9, 11), "leaky_relu", True, True),
+    NormCase("wide groups of vectors and rest", (1, 150, 8, 9), "none", True),
+    NormCase("a real width with a border", (1, 256, 5, 4), border=1),
+    NormCase("a border of three, affine", (2, 24, 4, 6), "leaky_relu", True, border=3),
+    NormCase("a border as wide as the image allows", (1, 3, 2, 5), "none", border=1),
+    NormCase("the fewest pixels that have a variance", (2, 3, 1, 2), "none", True),
+    NormCase("one channel", (3, 1, 9, 20)),
+    NormCase("a signal", (2, 6, 77), "relu", True),
+    NormCase("a volume", (1, 4, 3, 5, 6), "leaky_relu", True, True),
+    NormCase("planes", (2, 3, 10, 11), "leaky_relu", True, True, layout="first"),
+    NormCase("planes of more than a part", (1, 2, 41, 53), "relu", layout="first"),
+    NormCase("planes with a border", (1, 2, 5, 6), border=2, layout="first"),
+    NormCase("a signal in planes", (1, 3, 257), "none", True, layout="first"),
+    NormCase("not dense", (2, 5, 4, 6), "relu", layout="gaps"),
+]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("case", NORMS, ids=lambda case: case.why)
+def test_norms_equal_float64(case: NormCase, dtype: torch.dtype) -> None:
+    x = images(*case.shape, dtype=dtype, layout=case.layout) * 2 + 3
+    C = case.shape[1]
+    weight, bias = (torch.randn(C), torch.randn(C)) if case.affine else (None, None)
+    residual = images(*case.shape, dtype=dtype) if case.residual else None
+    norm = Norm(weight, bias, 1e-5, case.act, 0.1)
+    ours = on_every_number_of_threads(lambda: functions.norm(x, norm, residual, case.border))
+    options = {"eps": 1e-5, "act": case.act, "slope": 0.1}
+    pytorch = torch_instance_norm(x, _to(weight, dtype), _to(bias, dtype), residual=residual, **options)
+    wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
+    exact = instance_norm_ref(wide[0], wide[1], wide[2], residual=wide[3], **options)  # type: ignore[arg-type]
+    pytorch, exact = (padded(y, case.border, True) for y in (pytorch, exact))
+    assert_parity("norm", ours, pytorch, exact, dtype)
+    assert ours.dtype == dtype
+    if case.layout != "gaps" and not case.border:
+        assert ours.stride() == x.stride()
+
+
+def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if t is None else t.to(dtype)
+
+
+@pytest.mark.parametrize("layout", ["last", "first"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_flat_images_become_exactly_zero(layout: str, dtype: torch.dtype) -> None:
+    """Their variance is 0, so a rounding error in the mean would be multiplied by 1 / sqrt(eps) = 316."""
+    for size in (3, 7, 23):
+        x = torch.full_like(images(2, 5, size, size, dtype=dtype, layout=layout), 1000.3)
+        assert not functions.norm(x, Norm()).any()
+
+
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_the_mean_can_be_a_thousand_deviations(layout: str) -> None:
+    """Computed as E[x^2] - E[x]^2, the variance would be off by a quarter."""
+    x = images(1, 5, 23, 21, layout=layout) + 1000
+    x[:, :, 0, 0] += 50  # An outlier in the first pixel must not spoil the differences between the others.
+    exact = instance_norm_ref(x.double())
+    assert_parity("norm", functions.norm(x, Norm()), F.instance_norm(x), exact, FP32)
+
+
+@pytest.mark.parametrize("layout", ["last", "first"])
+@pytest.mark.parametrize("act", ["none", "relu", "leaky_relu"])
+def test_nan_and_infinity_reach_their_channel_and_no_other(layout: str, act: str) -> None:
+    for value in (float("nan"), float("inf")):
+        x = images(2, 18, 5, 5, layout=layout)
+        x[0, 3, 2, 2] = value
+        y = functions.norm(x, Norm(act=act))
+        # PyTorch's own activations keep NaN as well.
+        expected = torch_instance_norm(x, None, None, eps=1e-5, act=act, slope=0.2, residual=None)
+        assert torch.equal(y.isnan(), expected.isnan())
+
+
+def test_16_bit_results_are_rounded_as_pytorch_rounds() -> None:
+    """All bit patterns of bf16, and NaN, go through the conversions unchanged."""
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(BF16).view(1, 4, 128, 128)
+    every = every.contiguous(memory_format=torch.channels_last)
+    same = functions.pad(every, 0)
+    assert torch.equal(same.view(torch.int16), every.view(torch.int16))
+    wide = functions.pad(every, 0, wide=True)
+    assert torch.equal(wide.nan_to_num(), every.float().nan_to_num())
+    assert torch.equal(wide.isnan(), every.isnan())
+
+
+@pytest.mark.parametrize("reflect", [True, False])
+@pytest.mark.parametrize("border", [0, 1, 3])
+def test_borders(border: int, reflect: bool) -> None:
+    x = images(2, 5, 4, 6)
+    ours = on_every_number_of_threads(lambda: functions.pad(x, border, reflect=reflect))
+    assert torch.equal(ours, padded(x, border, reflect))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- Convolutions -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConvCase:
+    why: str
+    kind: str
+    shape: tuple[int, int, int, int]
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    border: int = 1
+    reflect: bool = True
+    bias: bool = False
+
+
+# Tiles have 4x4 outputs, blocks 28 or 12 tiles, panels 32 or 16 outputs.
+CONVOLUTIONS = [
+    ConvCase("smallest image that reflects", "winograd", (1, 20, 2, 2), 24),
+    ConvCase("one pixel of output", "winograd", (1, 8, 3, 3), 8, border=0),
+    ConvCase("one channel", "winograd", (2, 1, 5, 4), 1, bias=True),
+    ConvCase("whole tiles, a real width", "winograd", (1, 256, 8, 8), 256),
+    ConvCase("odd sizes and channels", "winograd", (2, 19, 7, 13), 45, bias=True),
+    ConvCase("more blocks than threads", "winograd", (3, 16, 33, 21), 33),
+    ConvCase("zero padding", "winograd", (2, 24, 6, 9), 17, reflect=False, bias=True),
+    ConvCase("a wide zero padding", "winograd", (1, 8, 3, 2), 8, border=2, reflect=False),
+    ConvCase("a wide reflected padding", "winograd", (1, 12, 5, 6), 12, border=3),
+    ConvCase("no padding", "winograd", (1, 12, 6, 7), 12, border=0),
+    ConvCase("more channels than a part of the sum", "winograd", (1, 130, 5, 5), 8),
+    ConvCase("from an image", "wide", (1, 3, 19, 18), 64, 7, border=3, bias=True),
+    ConvCase("from a gray image", "wide", (2, 1, 9, 40), 20, 7, border=3),
+    ConvCase("with stride 2", "wide", (2, 3, 16, 17), 33, 4, 2, 1, False, True),
+    ConvCase("an even kernel without a padding", "wide", (1, 2, 5, 9), 5, 4, border=0),
+    ConvCase("from one pixel", "wide", (1, 4, 1, 1), 3, 1, border=0),
+    ConvCase("to an image", "few", (1, 64, 11, 17), 3, 7, border=3, bias=True),
+    ConvCase("to a gray image", "few", (2, 20, 9, 31), 1, 7, border=3),
+    ConvCase("to two channels, an odd width", "few", (1, 33, 7, 29), 2, 3, border=1, bias=True),
+    ConvCase("to more channels than a group", "few", (1, 16, 6, 5), 8, 3, border=1, bias=True),
+    ConvCase("fewer channels than a vector", "few", (1, 5, 6, 30), 4, 4, 1, 1, False, True),
+    ConvCase("with stride 2 to few", "few", (1, 40, 13, 12), 3, 4, 2, 1, False),
+]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: f"{case.kind}: {case.why}")
+def test_convolutions_equal_float64(case: ConvCase, dtype: torch.dtype) -> None:
+    x = images(*case.shape, dtype=dtype)
+    # Weights in fp32 are rounded to the dtype of x, as PyTorch's autocast does.
+    weight = torch.randn(case.outputs, case.shape[1], case.kernel, case.kernel) / case.kernel
+    bias = torch.randn(case.outputs) if case.bias else None
+    options = {"stride": case.stride, "padding": case.border, "reflect": case.reflect}
+    ours = on_every_number_of_threads(
+        lambda: functions.convolution(case.kind, x, weight, bias, **options)  # type: ignore[arg-type]
+    )
+    check_convolution(ours, x, weight, bias, case.stride, case.border, case.reflect)
+    assert ours.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["winograd", "wide", "few"])
+def test_float_results_are_not_rounded(kind: str) -> None:
+    """With ``float_out``, the sums of a bf16 image stay in fp32."""
+    x, weight = images(1, 4, 6, 6, dtype=BF16), torch.randn(4, 4, 3, 3)
+    y = functions.convolution(kind, x, weight, None, padding=1, float_out=True)
+    exact = F.conv2d(x.double(), weight.to(BF16).double(), padding=1)
+    assert_parity("convolution", y, exact.float(), exact, FP32)
+    assert torch.equal(y.to(BF16), functions.convolution(kind, x, weight, None, padding=1))
+
+
+@pytest.mark.parametrize("kind", ["winograd", "wide", "few"])
+def test_each_image_is_computed_by_itself(kind: str) -> None:
+    x, weight = images(5, 4, 9, 7), torch.randn(4, 4, 3, 3)
+    together = functions.convolution(kind, x, weight, None, padding=1, reflect=True)
+    for n in range(5):
+        alone = functions.convolution(kind, x[n : n + 1], weight, None, padding=1, reflect=True)
+        assert torch.equal(together[n : n + 1], alone)
+
+
+@pytest.mark.parametrize("kind", ["winograd", "wide", "few"])
+@pytest.mark.parametrize("shape", [(0, 4, 5, 5), (2, 4, 5, 5)])
+def test_empty_batches_and_weights_in_any_layout(kind: str, shape: tuple[int, int, int, int]) -> None:
+    x, weight = images(*shape), torch.randn(4, 4, 3, 6)[..., ::2]
+    for w in (weight, weight.contiguous(), weight.contiguous(memory_format=torch.channels_last)):
+        y = functions.convolution(kind, x, w, None, padding=1)
+        assert y.shape == shape
+        if shape[0]:
+            check_convolution(y, x, w, None, border=1, reflect=False)
+
+
+def test_nothing_outside_the_tensors_is_written() -> None:
+    """The bytes before and after a result stay as they were, and so do the operands."""
+    x, weight = images(1, 19, 7, 9), torch.randn(37, 19, 3, 3)
+    before = (x.clone(), weight.clone())
+    for kind, w in (("winograd", weight), ("wide", weight), ("few", weight[:3])):
+        y = functions.convolution(kind, x, w, None, padding=1, reflect=True)
+        store = torch.full((y.numel() + 64,), 7.0)
+        inner = store[32:-32].view(1, 7, 9, w.shape[0]).permute(0, 3, 1, 2)
+        inner.copy_(y)
+        assert (store[:32] == 7).all()
+        assert (store[-32:] == 7).all()
+    assert torch.equal(x, before[0])
+    assert torch.equal(weight, before[1])
+
+
+def test_two_threads_at_once() -> None:
+    """Two threads of a program can call the kernels at the same time: they share no memory."""
+    cases = [(images(1, 40, 21, 19), torch.randn(48, 40, 3, 3)) for _ in range(2)]
+    expected = [functions.convolution("winograd", x, w, None, padding=1) for x, w in cases]
+    wrong: list[str] = []
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            y = functions.convolution("winograd", *cases[i], None, padding=1)
+            z = functions.norm(y, Norm(act="relu"), border=1)
+            if not torch.equal(y, expected[i]) or not torch.isfinite(z).all():
+                wrong.append(f"thread {i}")
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_equal_bytes() -> None:
+    a = torch.randn(1000, 700)
+    b = a.clone()
+    assert native.have_equal_bytes(a, b)
+    for place in (0, 123_456, a.numel() - 1):
+        b.view(-1)[place] += 1
+        assert not native.have_equal_bytes(a, b)
+        b.copy_(a)
+    nan = torch.full((3,), float("nan"))
+    assert native.have_equal_bytes(nan, nan.clone())
+    assert not native.have_equal_bytes(torch.zeros(3), -torch.zeros(3))
+
+
+def test_a_lack_of_memory_is_an_error() -> None:
+    """Work that needs more memory than any machine has raises MemoryError, and later calls work."""
+    x = torch.zeros(1).expand(1, 2**30 - 64, 4, 4)
+    with pytest.raises((MemoryError, RuntimeError), match="memory"):
+        functions.convolution("winograd", x, torch.zeros(1).expand(1, 2**30 - 64, 3, 3), None)
+    y = images(1, 8, 4, 4)
+    assert functions.convolution("winograd", y, torch.randn(8, 8, 3, 3), None).isfinite().all()
