@@ -13,14 +13,13 @@ of the timed rounds are compared with float64. Gradients are computed by PyTorch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.bench_residual_block import eager as eager_block
 from bench.machine import DEVICE
 from bench.operators import ROUNDS, Case, Operator, channels_last, copies, products
 from bench.timing import Entrant, Race, Unavailable, builders_of, clock, rotations
@@ -30,11 +29,10 @@ from fastcyclegan.kernels.cpu.forms import WeightForms
 from fastcyclegan.kernels.cpu.library import why_not_cpp
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PROVIDERS = ["ceiling", "eager", "cpp"]
 
 pytestmark = [
     pytest.mark.benchmark(timer=clock, warmup=False),
-    pytest.mark.telling(3),
+    pytest.mark.telling(4),
     pytest.mark.cost(cpu=8, cuda=0),
     pytest.mark.skipif(DEVICE == "cuda", reason="these kernels are for processors"),
 ]
@@ -42,7 +40,10 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Shape:
-    """An operator on one image [1, C, side, side], with weights [O, C, k, k] unless it is a norm."""
+    """An operator on one image [1, C, side, side], with weights [O, C, k, k] unless it is a norm.
+
+    ``op`` is a key of EAGER.
+    """
 
     op: str
     C: int
@@ -58,6 +59,11 @@ class Shape:
         return f"{self.op}, 1 of {size}"
 
     @property
+    def name(self) -> str:
+        """A short name for pytest."""
+        return f"{self.op.partition(' ')[0]}-{self.k}-{self.C}-{self.O}-{self.side}"
+
+    @property
     def weights(self) -> int:
         """The number of its weights."""
         return {"instance norm + ReLU": 0, "reflect_conv2d": 1, "residual block": 2}[self.op]
@@ -71,14 +77,13 @@ class Shape:
         return 2 * self.weights * self.side**2 * self.C * self.O * self.k**2
 
 
-SHAPES = [
+CONVOLUTIONS = [
     Shape("reflect_conv2d", 256, 64, 256, 3),
     Shape("reflect_conv2d", 64, 256, 3, 7),
     Shape("reflect_conv2d", 3, 256, 64, 7),
     Shape("residual block", 256, 64, 256, 3),
-    Shape("instance norm + ReLU", 256, 64),
-    Shape("instance norm + ReLU", 64, 256),
 ]
+NORMS = [Shape("instance norm + ReLU", 256, 64), Shape("instance norm + ReLU", 64, 256)]
 
 
 def eager_norm(x: Tensor) -> Tensor:
@@ -87,6 +92,10 @@ def eager_norm(x: Tensor) -> Tensor:
 
 def eager_conv(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (weight.shape[2] // 2,) * 4, mode="reflect"), weight)
+
+
+def eager_block(x: Tensor, weight1: Tensor, weight2: Tensor) -> Tensor:
+    return x + F.instance_norm(eager_conv(eager_norm(eager_conv(x, weight1)), weight2))
 
 
 EAGER: dict[str, Operator] = {
@@ -137,3 +146,31 @@ def inputs(shape: Shape, dtype: torch.dtype) -> list[tuple[Tensor, ...]]:
         return x, *weights, x
 
     return [one() for _ in range(rotations(2 * shape.C * shape.side**2 * dtype.itemsize, DEVICE))]
+
+
+def run(race: Race, quick: bool, fault: bool, shape: Shape, precision: str, providers: list[str]) -> None:
+    """Time ``shape`` by ``providers`` in ``precision``, "fp32" or "bf16"."""
+    if precision == "bf16" and resolve_precision("auto", torch.device("cpu"), compiled=True) != "bf16":
+        pytest.skip("this processor has no bf16 instructions")
+    if quick:
+        shape = replace(shape, side=16)
+    dtype = DTYPES[precision]
+    case = Case(EAGER[shape.op], inputs(shape, dtype), "forward")
+    builders = builders_of(providers, lambda p: entrant(p, shape, case, dtype, fault))
+    race(f"{shape.title}, forward, {precision}, {DEVICE}", builders, ROUNDS[DEVICE], seconds=3)
+
+
+@pytest.mark.parametrize("provider", ["matmul", "eager", "cpp"])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=lambda shape: shape.name)
+def bench_convolutions(
+    race: Race, quick: bool, fault: bool, shape: Shape, precision: str, provider: str
+) -> None:
+    run(race, quick, fault, shape, precision, ["matmul", "eager", "cpp"])
+
+
+@pytest.mark.parametrize("provider", ["copy", "eager", "cpp"])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("shape", NORMS, ids=lambda shape: shape.name)
+def bench_norms(race: Race, quick: bool, fault: bool, shape: Shape, precision: str, provider: str) -> None:
+    run(race, quick, fault, shape, precision, ["copy", "eager", "cpp"])
