@@ -1,4 +1,4 @@
-"""Count the launches, calls and bytes of a training step and of each network exactly, without a GPU.
+"""Count the launches, calls and bytes of a training step, a translation and each network, without a GPU.
 
 The work of the step's layers is calculated as well. The times of these rows cover only the counting and are
 meaningless; the results are the counts in the other columns. Images are 256x256 on both CPU and GPU.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.counts import info_of, step_counts
+from bench.counts import info_of, step_counts, translation_counts
 from bench.step_work import step_work
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.devtools.dry_run import DTYPES, NETWORKS, VARIANTS, count_network
@@ -22,6 +22,13 @@ SETTINGS = [
 PROVIDERS = {
     "official": ("official", "fp32"),
     "official_bf16": ("official_bf16", "bf16"),
+    "ours, fp32": ("ours", "fp32"),
+    "ours, bf16": ("ours", "bf16"),
+}
+# The same for translations of one image.
+TRANSLATIONS = {
+    "official": ("official", "fp32"),
+    "official_bf16": ("official", "bf16"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
 }
@@ -60,6 +67,23 @@ def bench_counts(race: Race, quick: bool, identity: bool, provider: str) -> None
     networks = f"{blocks} blocks, ngf 64"
     group = f"counts of a training iteration, {size}x{size}, batch 1, identity {loss}, {networks}"
     race(group, make_builders(size, identity, blocks), rounds=1)
+
+
+def counted_translation(provider: str, size: int, blocks: int) -> Entrant:
+    name, precision = TRANSLATIONS[provider]
+    counts = translation_counts(name, precision, size, 1, blocks)
+    info = {**info_of(counts), "precision": precision, "translation": True}
+    return Entrant(lambda: None, info=info, cold=True)
+
+
+@pytest.mark.telling(4)
+@pytest.mark.parametrize("provider", TRANSLATIONS)
+def bench_translation_counts(race: Race, quick: bool, provider: str) -> None:
+    size, blocks = 256, 9
+    if quick:
+        size, blocks = 32, 1
+    group = f"counts of a translation, {size}x{size}, batch 1, {blocks} blocks, ngf 64"
+    race(group, builders_of(TRANSLATIONS, lambda p: counted_translation(p, size, blocks)), rounds=1)
 
 
 def counted_network(network: str, precision: str, variant: str) -> Entrant:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.providers import PROVIDERS
+from bench.generator_providers import GENERATORS
 from fastcyclegan.config import ModelConfig
 
 # Upper bounds in seconds, by device: with an empty compiler cache, and with a full one.
@@ -42,18 +42,18 @@ def seconds_to_compile(name: str, code: str, device: str) -> float:
 
     The bound is lower if the compiler's cache already contains the program.
     """
-    if PROVIDERS[name].mode is None:
+    if GENERATORS[name].mode is None:
         return 0.0
     seconds, warm = COMPILING[device]
     if compiled_before(name, code).exists():
         seconds = warm
-    if PROVIDERS[name].mode == "max-autotune":
+    if GENERATORS[name].mode == "max-autotune":
         seconds *= 2
     return seconds
 
 
 def remember_compiled(name: str, code: str) -> None:
     """Create the marker file of ``compiled_before``, unless provider ``name`` is not compiled."""
-    if PROVIDERS[name].mode is not None:
+    if GENERATORS[name].mode is not None:
         compiled_before(name, code).parent.mkdir(parents=True, exist_ok=True)
         compiled_before(name, code).touch()

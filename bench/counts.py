@@ -1,4 +1,4 @@
-"""Count the launches, calls and saved bytes of a whole training step exactly, without a GPU.
+"""Count the launches, calls and saved bytes of a training step, and of a translation, without a GPU.
 
 The counts are those of Triton launches, ATen calls and bytes saved for backward. They come from a dry run
 (fastcyclegan/devtools/dry_run.py) that skips the computation of kernels and convolutions, so that even the
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from bench.providers import LR, plain_networks, train_step
@@ -19,6 +20,7 @@ from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
+from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import random_batch
 
@@ -87,3 +89,33 @@ def step_counts(
     with counted(weights) as saved:
         step()
     return replace(run.counts, saved_bytes=saved.saved_bytes)
+
+
+def translation_counts(
+    provider: str, precision: str, size: int = 256, batch: int = 1, blocks: int = 9
+) -> Counts:
+    """Return the counts of the translation of one batch by the generator on a GPU, after the first.
+
+    ``provider`` is "official" or "ours" (fastcyclegan's network, called directly). Each runs without
+    gradients in its own way: the official test under no_grad, ours in inference_mode. The image is already on
+    the device. In bf16 the network runs under autocast.
+    """
+    net: nn.Module
+    if provider == "official":
+        net, mode = plain_networks(ModelConfig(netG=f"resnet_{blocks}blocks"))["G_AB"], torch.no_grad()
+    else:
+        net, mode = Generator(n_blocks=blocks, impl="triton"), torch.inference_mode()
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.eval()
+    image = torch.zeros(batch, 3, size, size)
+
+    def translate() -> None:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with mode, autocast, _AutocastOfGPU():
+            net(image)
+
+    with dry_run():
+        translate()
+    with dry_run() as run:
+        translate()
+    return run.counts

@@ -153,10 +153,22 @@ def anchor_of(rows: Sequence[Row]) -> Row:
     return rows[0]
 
 
-def ceiling_of(rows: Sequence[Row]) -> Row | None:
-    for row in rows:
-        if is_ceiling(row):
-            return row
+def share_of_ceiling(row: Row, rows: Sequence[Row]) -> tuple[float, str] | None:
+    """Return the rate of ``row`` divided by that of a ceiling of its group, and the ceiling's name, or None.
+
+    A group can have one ceiling for each precision, such as "matmul fp32"; a row is compared with that of its
+    own. Both rates are medians.
+    """
+    if is_ceiling(row):
+        return None
+    for ceiling in filter(is_ceiling, rows):
+        precision = ceiling.provider.partition(" ")[2]
+        if precision and precision != row.info.get("precision"):
+            continue
+        for counted in ("bytes", "flops"):
+            if counted in row.info and counted in ceiling.info:
+                amount = row.info[counted] / ceiling.info[counted]
+                return amount * median(ceiling.seconds) / median(row.seconds), ceiling.provider
     return None
 
 
@@ -194,7 +206,7 @@ def lines_of(rows: Iterable[Row]) -> Iterator[str]:
             if row.info.get("counts_only"):
                 yield f"  {row.provider:<26}" + "  ".join(_counts(row))
             else:
-                cells = [f"  {row.provider:<26}", *_timed(row, anchor)]
+                cells = [f"  {row.provider:<26}", *_timed(row, anchor, members)]
                 yield "  ".join(cells) + f"  n={len(row.seconds)}"
 
 
@@ -204,8 +216,11 @@ def _counts(row: Row) -> Iterator[str]:
             yield f"{row.info[key] / scale:,.6g} {name}"
 
 
-def _timed(row: Row, anchor: Row) -> Iterator[str]:
-    """Yield the time of ``row`` and, if available, its rate, its memory and its speed-up over ``anchor``."""
+def _timed(row: Row, anchor: Row, rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the time of ``row`` and, if available, its rate, its memory and its speed-up over ``anchor``.
+
+    If the group has a ceiling, the rate is also compared with it.
+    """
     yield duration(row.time)
     if row.rate is not None:
         rate, unit = row.rate
@@ -213,6 +228,9 @@ def _timed(row: Row, anchor: Row) -> Iterator[str]:
             yield f"{rate.median:,.3g} {unit}"
         else:
             yield f"{rate.median:,.0f} {unit}"
+    share = share_of_ceiling(row, rows)
+    if share is not None:
+        yield f"{100 * share[0]:.0f} % of {share[1]}"
     if row.info.get("peak_bytes"):
         yield f"{row.info['peak_bytes'] / 2**20:,.0f} MiB"
     if row is not anchor and not is_ceiling(row) and not is_ceiling(anchor):

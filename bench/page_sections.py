@@ -27,6 +27,14 @@ STEPS = {
     "ours, fp32": "fastcyclegan, fp32",
     "ours, bf16": "fastcyclegan, bf16",
 }
+# The benches whose tables are on the page of the benches.
+TIMED = (
+    "bench_train_step.py",
+    "bench_generator.py",
+    "bench_translate.py",
+    "bench_loader.py",
+    "bench_processor.py",
+)
 OPERATIONS = {"launches": "launches of our kernels", "aten_calls": "calls to PyTorch"}
 
 
@@ -137,11 +145,16 @@ def _speed(results: Results) -> Iterator[str]:
 
 
 def _counts(results: Results) -> Iterator[str]:
-    """Yield the exact counts of a training iteration, and the lower bound on its time."""
+    """Yield the exact counts of an iteration and of a translation, and the lower bound of an iteration."""
     for identity in (True, False):
         rows = list(_steps(results, identity).values())
         yield f"{_capitalised(rows[0].group)}:\n"
         yield from counts_table(rows)
+        yield ""
+    translations = [row for row in results.rows if row.info.get("translation")]
+    if translations:
+        yield f"{_capitalised(translations[0].group)}:\n"
+        yield from counts_table(translations, headings=OPERATIONS)
         yield ""
     yield (
         "These are counts of one iteration after the first. They come from a dry run on a CPU, in which no"
@@ -171,8 +184,8 @@ def _floor() -> Iterator[str]:
 
 
 def _performance(results: Results) -> Iterator[str]:
-    """Yield the tables of the training step, the generator and the loaders, and every case that is slower."""
-    from bench.providers import PROVIDERS
+    """Yield the tables of the steps, generators, translations, loaders and processors, and what is slower."""
+    from bench.generator_providers import GENERATORS
 
     yield (
         f"Measured on: {results.title}. In each table, the providers took turns in one run, in random order."
@@ -180,12 +193,9 @@ def _performance(results: Results) -> Iterator[str]:
         " all rounds."
     )
     if results.machine.get("device") != "cuda":
-        yield (
-            "**This version has not been measured on a GPU yet**: these are CPU figures at reduced sizes, and"
-            " none of our kernels runs in them."
-        )
+        yield ("**This version has not been measured on a GPU yet**: these are CPU figures at reduced sizes.")
     measured = {row.provider for row in _rows(results, "bench_train_step.py")}
-    for file in ("bench_train_step.py", "bench_generator.py", "bench_loader.py"):
+    for file in TIMED:
         for group, rows in results.groups.items():
             if rows[0].file == file:
                 yield f"\n{_capitalised(group)}:\n"
@@ -193,7 +203,7 @@ def _performance(results: Results) -> Iterator[str]:
                 yield from ratios(rows)
                 measured |= {row.provider for row in rows}
     yield ""
-    for name, provider in PROVIDERS.items():
+    for name, provider in GENERATORS.items():
         if name in measured:
             yield f"- `{name}`: {provider.title}"
     yield ""
@@ -222,9 +232,9 @@ def _slower(results: Results) -> Iterator[str]:
     yield from cases
     if uncompiled and results.machine.get("device") != "cuda":
         yield (
-            "\nOn a CPU, PyTorch's operators compute `ours`, uncompiled, in fp32 and channels_last, where"
-            " PyTorch's instance norm copies each image to contiguous planes and back. `official_compiled`"
-            " computes in bf16."
+            "\nOn a CPU, PyTorch's operators compute the training of `ours`, uncompiled, in fp32 and"
+            " channels_last, where PyTorch's instance norm copies each image to contiguous planes and back."
+            " `official_compiled` computes in bf16."
         )
 
 

@@ -1,17 +1,16 @@
 """Build the implementations that the benches compare, called providers.
 
-They are the official training step and generator, as people run them today and at their fastest, and those of
-fastcyclegan with and without compilation. All benches take them from the table PROVIDERS.
+They are the official training step, as people run it today and at its fastest, and that of fastcyclegan with
+and without compilation. All benches take them from the table PROVIDERS.
 
-A provider of training steps receives the initial weights of the four networks, and then batches. A provider
-of generators receives the weights of one generator. All start from the same weights. ``fault`` injects an
-error, for the tests of the benches: no figure may be reported for a provider that computes a wrong result.
+A provider of training steps receives the initial weights of the four networks, and then batches. All start
+from the same weights. ``fault`` injects an error, for the tests of the benches: no figure may be reported for
+a provider that computes a wrong result. ``generator_providers.py`` has the providers of generators.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -27,7 +26,6 @@ from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
-from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
@@ -330,40 +328,6 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
     if not torch.cuda.is_available():
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allowed)
-
-
-def generator(
-    provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
-) -> tuple[Callable[[Tensor], Tensor], str]:
-    """Return a function that translates images with a provider's generator, and its precision.
-
-    ``net`` is a reference generator that was built with ``arguments``. Raises Unavailable if the provider
-    cannot run on ``device``.
-    """
-    if isinstance(provider, str):
-        provider = PROVIDERS[provider]
-    provider.require(device)
-    precision, layout = provider.precision(device), provider.layout
-    if provider.ours:
-        network: nn.Module = Generator(**arguments)
-        network.load_state_dict(net.state_dict())
-    else:
-        network = copy.deepcopy(net)
-    if fault:
-        network = faulty_copies({"G": network})["G"]
-    network = network.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
-    run: Any = network
-    if provider.mode is not None:
-        run = torch.compile(network, mode=provider.mode, dynamic=False)
-
-    def translate(x: Tensor) -> Tensor:
-        if provider.mode == "max-autotune":
-            torch.compiler.cudagraph_mark_step_begin()
-        autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-        with torch.inference_mode(), autocast, tf32(not provider.strict):
-            return run(x.contiguous(memory_format=layout)).float()
-
-    return translate, precision
 
 
 def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:

@@ -10,9 +10,9 @@ from bench.figures import (
     Row,
     Spread,
     anchor_of,
-    ceiling_of,
     duration,
     is_ceiling,
+    share_of_ceiling,
     speed_up,
 )
 
@@ -68,9 +68,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         columns["rate"] = _rate
     # A group that contains only ceilings has nothing to compare.
     only_ceilings = all(is_ceiling(row) for row in rows)
-    ceiling = ceiling_of(rows)
-    if not only_ceilings and ceiling is not None and ceiling.rate is not None:
-        columns["share of the ceiling"] = lambda row: _share(row, ceiling)
+    if any(share_of_ceiling(row, rows) for row in rows):
+        columns["share of the ceiling"] = lambda row: _share(row, rows)
     if any(row.info.get("peak_bytes") for row in rows):
         columns["peak memory"] = _peak
     if not only_ceilings:
@@ -111,10 +110,11 @@ def _rate(row: Row) -> str:
     return f"{_digits(rate.median)} {unit}"
 
 
-def _share(row: Row, ceiling: Row) -> str:
-    if row.rate is None or ceiling.rate is None or row.rate[1] != ceiling.rate[1]:
+def _share(row: Row, rows: Sequence[Row]) -> str:
+    share = share_of_ceiling(row, rows)
+    if share is None:
         return ""
-    return f"{100 * row.rate[0].median / ceiling.rate[0].median:.0f} %"
+    return f"{100 * share[0]:.0f} %"
 
 
 def _peak(row: Row) -> str:

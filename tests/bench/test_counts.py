@@ -1,11 +1,11 @@
-"""Exact counts of the launches and PyTorch calls of a training step.
+"""Exact counts of the launches and PyTorch calls of a training step and of a translation.
 
 Counts are reproducible, the official order launches no kernels, and each block adds a fixed number.
 """
 
 from __future__ import annotations
 
-from bench.counts import step_counts
+from bench.counts import step_counts, translation_counts
 from bench.figures import COUNTS
 
 
@@ -55,3 +55,18 @@ def test_launches_of_an_iteration_by_part() -> None:
 
 def test_every_count_has_a_label_in_the_report() -> None:
     assert {"launches", "aten_calls", "saved_bytes"} <= COUNTS.keys()
+
+
+def test_translation_of_one_image() -> None:
+    """A translation makes 49 launches. In bf16, 20 of the calls only round weights."""
+    official, fp32, bf16 = (
+        translation_counts(name, precision)
+        for name, precision in (("official", "fp32"), ("ours", "fp32"), ("ours", "bf16"))
+    )
+    assert official.launches.total() == 0
+    assert official.aten["convolution"] == 24
+    assert fp32.launches.total() == bf16.launches.total() == 49
+    assert bf16.aten.total() == fp32.aten.total() + 20
+    assert bf16.aten["copy_"] == fp32.aten["copy_"] + 20
+    blocks = [translation_counts("ours", "bf16", 32, blocks=n).launches.total() for n in (1, 2)]
+    assert blocks[1] - blocks[0] == 4

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.figures import Row, Spread, anchor_of, lines_of, read_results, speed_up
+from bench.figures import Row, Spread, anchor_of, lines_of, read_results, share_of_ceiling, speed_up
+from bench.result_tables import table
 
 ABOUT = {
     "hardware": "Test chip, 2 threads",
@@ -114,6 +115,28 @@ def test_speed_up_compares_the_same_rounds() -> None:
     assert speed_up(Row("", "", "ours", [20.0], {"operations": 10}), anchor).median == 2
     assert f"{Spread(1.861, 1.8, 1.93, 5):.2f}" == "1.86 (1.80 to 1.93)"
     assert anchor_of([Row("", "", "copy", [1.0]), anchor, ours]) is anchor
+
+
+def test_share_of_the_ceiling_in_the_same_precision() -> None:
+    rows = [
+        Row("", "g", "matmul fp32", [2.0, 4.0, 2.0], {"flops": 100}),
+        Row("", "g", "matmul bf16", [1.0], {"flops": 100}),
+        Row("", "g", "official", [8.0], {"flops": 200, "pictures": 1, "precision": "fp32"}),
+        Row("", "g", "ours", [8.0], {"flops": 200, "pictures": 1, "precision": "bf16"}),
+    ]
+    shares = [share_of_ceiling(row, rows) for row in rows]
+    assert shares == [None, None, (0.5, "matmul fp32"), (0.25, "matmul bf16")]
+    assert share_of_ceiling(rows[2], rows[1:]) is None
+    # A ceiling without a precision is that of all rows, and only the same quantity is compared.
+    copy = Row("", "g", "copy", [1.0], {"bytes": 10})
+    assert share_of_ceiling(Row("", "g", "ours", [2.0], {"bytes": 10}), [copy]) == (0.5, "copy")
+    assert share_of_ceiling(rows[2], [copy]) is None
+    lines = "\n".join(lines_of(rows))
+    assert "50 % of matmul fp32" in lines
+    assert "25 % of matmul bf16  1.00x as fast as official" in lines
+    written = list(table(rows))
+    assert "share of the ceiling" in written[0]
+    assert [line.split("|")[6].strip() for line in written[2:]] == ["", "", "50 %", "25 %"]
 
 
 def test_lines_contain_rate_speed_up_and_rounds(file: Path) -> None:
