@@ -9,8 +9,9 @@ the block with the smallest median. Weights are laid out in advance, as they are
 repeatedly. Before a layer is timed, the result of the kernel is compared with float64 on a small image.
 
 The layers are those of the default networks for which there is a kernel: norms, reflection-padded 3x3 and 7x7
-convolutions, and the first and last 4x4 convolutions of the discriminator and the U-Net. bf16 is measured on
-processors that have instructions for it. On a processor with AMX, two variables make PyTorch's operators and
+convolutions, and the first and last 4x4 convolutions of the discriminator and the U-Net. bf16 is measured
+with AVX-512 on processors that have instructions for it, and with AVX2 always: without them, PyTorch takes
+many times as long as in fp32. On a processor with AMX, two variables make PyTorch's operators and
 the kernels behave as on one of a lower class:
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m bench.cpu_table  # avx2.json
@@ -120,9 +121,9 @@ def measured_layers() -> list[Layer]:
 
 
 def dtypes(kind: str) -> list[torch.dtype]:
-    """Return the dtypes to measure on a processor of class ``kind``: bf16 only where it has instructions."""
+    """Return the dtypes to measure on a processor of class ``kind``."""
     has_bf16 = resolve_precision("auto", torch.device("cpu"), compiled=True) == "bf16"
-    if kind == "avx2" or not has_bf16:
+    if kind != "avx2" and not has_bf16:
         return [torch.float32]
     return [torch.float32, torch.bfloat16]
 

