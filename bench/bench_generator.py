@@ -46,6 +46,7 @@ SETTINGS = {
     "cpu": [(256, 1, 2), (256, 4, 8)],
 }
 ROUNDS = {"cpu": 15, "cuda": 200}
+SECONDS = {"cpu": 40, "cuda": 15}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The peaks of a processor, which take turns with the providers. On a GPU bench_ceilings.py measures them.
 PEAKS = {"cpu": {f"matmul {name}": dtype for name, dtype in DTYPES.items()}, "cuda": {}}[DEVICE]
@@ -58,7 +59,7 @@ def setting(size: int, batch: int, rank: int) -> Any:
 
     The cost assumes that everything has been compiled before.
     """
-    cost = pytest.mark.cost(cpu=20 + 20 * batch, cuda=20)
+    cost = pytest.mark.cost(cpu=70 + 20 * batch, cuda=20)
     return pytest.param(size, batch, marks=[pytest.mark.telling(rank), cost], id=f"{size}-{batch}")
 
 
@@ -169,6 +170,6 @@ def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int,
         group,
         make_builders(size, batch, config, fault),
         rounds=ROUNDS[DEVICE],
-        seconds=15,
+        seconds=SECONDS[DEVICE],
         costs=lambda name: 0.0 if name in PEAKS else seconds_to_compile(name, code, DEVICE) / 3,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -54,12 +55,22 @@ def test_every_provider_is_built() -> None:
     assert sorted(GENERATOR_BUILD_ORDER) == sorted(GENERATORS)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
-@pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        *((name, "onnx") for name in RUNTIMES),
+        ("onnxruntime", "onnxruntime"),
+        ("openvino_fp32", "openvino"),
+        ("openvino_bf16", "openvino"),
+    ],
+)
 def test_a_missing_package_is_a_reason(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if missing != "onnx" and not name.startswith(missing):
-        pytest.skip(f"{name} does not need {missing}")
+    for package_name in ("onnx", "onnxruntime", "openvino"):
+        if package_name != missing:
+            monkeypatch.setitem(sys.modules, package_name, ModuleType(package_name))
     monkeypatch.setitem(sys.modules, missing, None)
+    if name == "openvino_bf16":
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     with pytest.raises(Unavailable, match=f"needs the package {missing}, which is in the extra bench"):
         generator(name, plain(), "cpu", ngf=8, n_blocks=1)
 

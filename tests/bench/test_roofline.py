@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import roofline
+from bench import bench_ceilings, operators, roofline
+from bench.machine import DEVICE
 from bench.roofline import key_of, measured_by_layer
 from bench.step_work import Chip, Work, layers_of, passes, step_work, total
 from fastcyclegan import reference
@@ -106,6 +107,18 @@ def test_prints_the_floor_of_a_typed_in_chip(capsys: pytest.CaptureFixture[str])
     assert roofline.main(typed) == 0
     launches = int(capsys.readouterr().out.partition("by layers; ")[2].split()[0])
     assert launches > 200
+
+
+def test_measures_the_ceilings_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(operators.MATRIX, DEVICE, 64)
+    monkeypatch.setitem(bench_ceilings.COPIED, DEVICE, 1 << 16)
+    monkeypatch.setattr(bench_ceilings, "LAUNCHES", 10)
+    for precision in ("fp32", "bf16"):
+        chip = roofline.measured_chip(precision)
+        assert 1e6 < chip.matrix < 1e16
+        assert 1e6 < chip.bandwidth < 1e14
+        assert 0 < chip.launch < 1
+        assert chip.source.startswith("measured on ")
 
 
 @pytest.mark.parametrize(
