@@ -284,6 +284,8 @@ def test_ctrl_c_ends_the_compiler_and_leaves_nothing(place: Place, tmp_path: Pat
     on_compiling(place.compiler, f"sleep 1000 & echo $! > {started}.new; mv {started}.new {started}; wait")
 
     def build() -> None:
+        # A shell may have started the tests with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises(KeyboardInterrupt):
             library.why_not_cpp()
         # The next call tries again.
