@@ -109,7 +109,7 @@ void tile_output(const float* m, size_t plane, const float* bias, T* y, const Sh
 
 // Tiles whose products are computed together: their transforms stay in the second cache.
 constexpr int BLOCK = 2 * ROWS;
-// Numbers by which planes are shifted against each other, so that they do not compete for the same cache lines.
+// Numbers by which planes are shifted against each other, so that they do not compete for the same places of a cache.
 constexpr int SKEW = 80;
 
 // Multiplies the transforms of `count` tiles with one panel of the transformed weights, point by point.
@@ -130,7 +130,9 @@ int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& 
     // Equal shares: as many blocks as a multiple of the threads, if that makes them smaller.
     blocks = (blocks + threads - 1) / threads * threads;
     int per_block = int((tiles + blocks - 1) / blocks);
+    // Rows of transforms whose lines do not compete for the same places of the first cache either.
     int channels = round_up(s.C, LANES), panels = (s.O + PANEL - 1) / PANEL;
+    if (channels % 64 == 0) channels += LANES;
     size_t plane_in = size_t(per_block) * channels + SKEW, plane_out = size_t(per_block) * PANEL + SKEW;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
