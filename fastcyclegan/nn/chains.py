@@ -49,7 +49,9 @@ class Chain(nn.Sequential):
             return self._run(x, residual)
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        impl = resolve_impl("Chain", self.impl, x, [*self.parameters(), residual])
+        # Not a list: on a GPU, nobody goes through the parameters.
+        parameters = self.parameters() if residual is None else iter((residual, *self.parameters()))
+        impl = resolve_impl("Chain", self.impl, x, parameters)
         if impl == "reference":
             for layer in self:
                 x = layer(x)
