@@ -30,9 +30,10 @@ from fastcyclegan.checkpoints.run_files import (
 from fastcyclegan.checkpoints.weight_sets import require_whole, write_set
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
-from fastcyclegan.engine import resolve_device, resolve_precision
+from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference.translator import ImageLike, translate_images
+from fastcyclegan.inference.precision_check import precision_for
+from fastcyclegan.inference.translator import ImageLike, release_engine, translate_images
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
@@ -275,6 +276,8 @@ class CycleGAN:
         if folder is not None:
             self._warn_if_not_loadable(Path(folder))
         console = Console() if verbose else QuietConsole()
+        for net in self.networks.values():
+            release_engine(net)  # training needs the memory
         self._is_fitting = True
         try:
             with _preserve_global_state():
@@ -350,12 +353,8 @@ class CycleGAN:
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
         target = "B" if direction == self.config.data.direction else "A"
         net, device = self.networks[make_recipe(self.config).generator(target)], self.device
-        precision = resolve_precision(self.config.run.precision, device, compiled=False)
-        training = net.training
-        try:
-            return translate_images(net.eval(), images, device, precision, batch_size)
-        finally:
-            net.train(training)
+        precision = precision_for(net, device, self.config.run.precision)
+        return translate_images(net, images, device, precision, batch_size)
 
     # --- Saving and loading ---------------------------------------------------------------------------------
 

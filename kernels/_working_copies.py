@@ -8,8 +8,9 @@ changed since then (PyTorch counts changes) are rounded again on use, so an outd
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class _Group:
         self.weights, self.stack = list(weights), stack
         self.addresses = [w.data_ptr() for w in weights]
         self.versions: list[int] | None = None
+        self.is_used = False
         self.forms: dict[tuple[str, int, int], Tensor] = {}
         self.fresh: set[tuple[str, int, int]] = set()
         _groups_by_stack.update((member.data_ptr(), self) for member in stack)
@@ -61,25 +63,39 @@ class WorkingCopies:
         # Kernels load 16 bytes at a time from addresses that are multiples of 16.
         sizes = [-(-len(weights) * weights[0].numel() // alignment) * alignment for weights in groups]
         memory = torch.empty(sum(sizes), dtype=dtype, device=groups[0][0].device)
+        self.dtype = dtype
         self.groups: list[_Group] = []
-        self._sources: list[Tensor] = []
-        self._targets: list[Tensor] = []
         for weights, part in zip(groups, memory.split(sizes), strict=True):
             group = _Group(weights, _stack_in(part, weights))
             self.groups.append(group)
-            for address in group.addresses:
-                _groups[address, dtype] = group
-            self._sources.extend(w.detach() for w in weights)
+        self._list_members()
+
+    def _list_members(self) -> None:
+        """List the weights and their places in the stacks."""
+        self._sources: list[Tensor] = []
+        self._targets: list[Tensor] = []
+        for group in self.groups:
+            self._sources.extend(w.detach() for w in group.weights)
             # In the order of the weights: [A, B, KH, KW], or vectors unchanged.
             stack = group.stack.permute(0, 1, 4, 2, 3) if group.stack.dim() == 5 else group.stack
             self._targets.extend(stack)
 
     def refresh(self) -> None:
         """Update all copies from the current weights."""
+        if not self.groups:
+            return
         torch._foreach_copy_(self._targets, self._sources)
         for group in self.groups:
             group.versions = [w._version for w in group.weights]
             group.fresh = set()
+            # Others may have made copies of the same weights in the meantime.
+            for address in group.addresses:
+                _groups[address, self.dtype] = group
+
+    def drop_unused(self) -> None:
+        """Make no more copies of the groups that no operator has used so far."""
+        self.groups = [group for group in self.groups if group.is_used]
+        self._list_members()
 
     def forget(self) -> None:
         """Stop using the copies until the next ``refresh``.
@@ -88,6 +104,27 @@ class WorkingCopies:
         """
         for group in self.groups:
             group.versions, group.fresh = None, set()
+
+
+@contextlib.contextmanager
+def only(copies: WorkingCopies | None) -> Iterator[None]:
+    """Update ``copies``, and let operators read them, and no copies that others keep, inside the block.
+
+    A graph that is captured in the block contains the update. If it read the copies of others, it would
+    depend on memory that is not its own, and on their updates.
+    """
+    others = dict(_groups)
+    _groups.clear()
+    try:
+        if copies is not None:
+            copies.refresh()
+        yield
+    finally:
+        if copies is not None:
+            # The weights may change in ways that PyTorch does not count.
+            copies.forget()
+        _groups.clear()
+        _groups.update(others)
 
 
 def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -106,6 +143,7 @@ def working_copy(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None
         return None
     if group.versions[members] != [w._version for w in weights]:
         return None
+    group.is_used = True
     return group.stack[members]
 
 

@@ -40,7 +40,7 @@ def _best_device() -> str:
     return "cpu"
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """Return whether the device multiplies bf16 numbers in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -56,8 +56,8 @@ def resolve_precision(precision: str, device: torch.device, compiled: bool) -> s
     """
     if precision == "auto":
         worth_it = compiled or device.type == "cuda"
-        return "bf16" if worth_it and _has_bf16(device) else "fp32"
-    if precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
+        return "bf16" if worth_it and has_bf16(device) else "fp32"
+    if precision == "bf16" and device.type == "cuda" and not has_bf16(device):
         raise UserError(
             f"precision bf16: {torch.cuda.get_device_name(device)} does not support bf16;"
             " use --precision fp32"

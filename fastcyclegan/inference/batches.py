@@ -146,8 +146,9 @@ class FittingTranslator:
         return None
 
     def _free(self) -> None:
-        """Free the memory that a failed attempt and images that wait to be written still hold."""
+        """Free the memory that a failed attempt, the engine and images that wait to be written still hold."""
         self.release()
+        self.translator.engine.release()
         gc.collect()
         if self.translator.device.type == "cuda":
             torch.cuda.empty_cache()

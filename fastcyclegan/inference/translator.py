@@ -5,8 +5,9 @@ Each result has the type of its input, except that the result for a path is a PI
 
 from __future__ import annotations
 
-import functools
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 
 from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
-from fastcyclegan.engine.ahead import Ahead, dry_translation
 from fastcyclegan.errors import UserError
+from fastcyclegan.inference.network_runner import InferenceEngine
 from fastcyclegan.nn.finite import are_finite
-from fastcyclegan.nn.networks import computed_by
 
 ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
 
@@ -51,7 +51,9 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 class Translator:
     """Applies a generator to images of any size. The images can be on the host or on the generator's device.
 
-    ``log`` receives a line when kernels are compiled ahead of their first launch.
+    ``log`` receives a line when kernels are compiled ahead of their first launch, and for each choice of the
+    engine that differs from the request. ``compiled`` is as in ``InferenceEngine``. Without an ``engine``,
+    the translator makes one.
     """
 
     def __init__(
@@ -60,15 +62,21 @@ class Translator:
         device: torch.device,
         precision: str,
         log: Callable[[str], object] = lambda text: None,
+        *,
+        compiled: bool = False,
+        engine: InferenceEngine | None = None,
     ) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device = device
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.ahead: Ahead | None = None
-        if device.type == "cuda" and computed_by(net) == "triton":
-            self.ahead = Ahead(device, log)
+        self.device, self.log, self.compiled = device, log, compiled
+        self.engine = InferenceEngine(net, precision, compiled, log) if engine is None else engine
         first = next(p for p in net.parameters() if p.dim() == 4)
         self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
+
+    def in_precision(self, precision: str) -> Translator:
+        """Return this translator if it has that precision, otherwise another one of the same network."""
+        if precision == self.engine.precision:
+            return self
+        return Translator(self.net, self.device, precision, self.log, compiled=self.compiled)
 
     @torch.inference_mode()
     def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8] | None]:
@@ -77,7 +85,7 @@ class Translator:
         Each result has the size of its image. It is None if the network gives no numbers for the image.
         """
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
-        result = self._apply(to_unit_range(padded, self.device))
+        result = self.engine(to_unit_range(padded, self.device))
         parts = []
         for translation, image in zip(result, images, strict=True):
             parts.append(translation[:, : image.shape[0], : image.shape[1]])
@@ -97,20 +105,34 @@ class Translator:
         Raises UserError if the network gives no numbers for one of them.
         """
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
-        result = self._apply(padded.contiguous(memory_format=torch.channels_last))
+        result = self.engine(padded.contiguous(memory_format=torch.channels_last))
         result = result[:, :, : images.shape[2], : images.shape[3]]
         finite = are_finite(list(result))
         if not all(finite):
             raise UserError(no_numbers(f"image {finite.index(False) + 1} of {len(finite)} of the tensor"))
         return result.to(images)
 
-    def _apply(self, images: Tensor) -> Tensor:
-        if self.ahead is not None:
-            launches = functools.partial(dry_translation, self.net, images, self.dtype)
-            self.ahead.prepare(images.shape, {"net": self.net}, launches)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            result: Tensor = self.net(images)
-        return result
+
+_engines: weakref.WeakKeyDictionary[nn.Module, InferenceEngine] = weakref.WeakKeyDictionary()
+_choosing_engine = threading.Lock()
+
+
+def engine_of(net: nn.Module, precision: str) -> InferenceEngine:
+    """Return the engine that ``translate_images`` uses for ``net``, which is kept as long as the network.
+
+    Another precision replaces it.
+    """
+    with _choosing_engine:
+        engine = _engines.get(net)
+        if engine is None or engine.precision != precision:
+            engine = _engines[net] = InferenceEngine(net, precision)
+        return engine
+
+
+def release_engine(net: nn.Module) -> None:
+    """Free the memory that ``translate_images`` keeps for ``net``."""
+    with _choosing_engine:
+        _engines.pop(net, None)
 
 
 def translate_images(
@@ -129,7 +151,7 @@ def translate_images(
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    translator = Translator(net, device, precision)
+    translator = Translator(net, device, precision, engine=engine_of(net, precision))
     if not isinstance(images, (list, tuple)):
         return _translate([images], translator, batch_size)[0]
     return _translate(images, translator, batch_size)

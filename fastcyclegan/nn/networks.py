@@ -16,6 +16,7 @@ from fastcyclegan import reference
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock
+from fastcyclegan.nn.fast_method import Fast
 from fastcyclegan.nn.layer_checks import require_images
 from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
@@ -82,7 +83,7 @@ def _build_in_any_layout(norm: Callable[[int], nn.Module], channels: int) -> nn.
     return replacement
 
 
-class Generator(reference.Generator, Pretrained):
+class Generator(reference.Generator, Pretrained, Fast):
     """The ResNet generator of CycleGAN, a drop-in for the official ``ResnetGenerator``.
 
     It has the same state_dict keys, and maps images [N, input_nc, H, W] in [-1, 1] to [N, output_nc, H, W] in
@@ -137,7 +138,7 @@ class Generator(reference.Generator, Pretrained):
         return f"impl={self.impl} ({computed_by(self)})"
 
 
-class UnetGenerator(reference.UnetGenerator, Pretrained):
+class UnetGenerator(reference.UnetGenerator, Pretrained, Fast):
     """The pix2pix U-Net, a drop-in for the official ``UnetGenerator``.
 
     See ``reference.UnetGenerator`` for its arguments, and ``Generator`` for ``impl``.

@@ -59,6 +59,16 @@ def test_other_errors_are_not_lack_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
+class FakeEngine:
+    """Counts how often its memory was to be freed."""
+
+    def __init__(self) -> None:
+        self.releases = 0
+
+    def release(self) -> None:
+        self.releases += 1
+
+
 class FakeTranslator:
     """Inverts images. Fails with ``error`` for more than ``limit`` pixels, and for an image of ``poison``."""
 
@@ -71,6 +81,7 @@ class FakeTranslator:
         poison: int | None = None,
     ) -> None:
         self.limit, self.error, self.poison = limit, error, poison
+        self.engine = FakeEngine()
         self.batches: list[int] = []
         self.kept: list[weakref.ref[Tensor]] = []
 
@@ -144,6 +155,7 @@ def test_images_are_tried_alone_if_their_batch_does_not_fit(error: Callable[[], 
     names, failed = translated(translator, items(3), release=lambda: released.append(True))
     assert names == ["0.png", "1.png", "2.png"]
     assert (failed, translator.batches, len(released)) == ([], [3, 1, 1, 1], 1)
+    assert translator.engine.releases == 1
 
 
 def test_an_image_that_does_not_fit_alone_is_named() -> None:

@@ -301,7 +301,9 @@ def test_a_signal_ends_the_program_after_the_images_in_progress(
     handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
     before = signal.signal(number, handler)
     try:
-        code = translated_by_the_program(weights, tmp_path, "--batch_size", "1", "--num_threads", "2")
+        code = translated_by_the_program(
+            weights, tmp_path, "--batch_size", "1", "--num_threads", "2", "--precision", "fp32"
+        )
         assert code == 128 + number
         assert signal.getsignal(number) is handler
     finally:
