@@ -24,6 +24,8 @@ PROVIDERS = {
     "official_bf16": ("official_bf16", "bf16"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
+    "engine, bf16, first image of a size": ("uncaptured", "bf16"),
+    "engine, bf16, CUDA graph": ("captured", "bf16"),
 }
 # The same for translations of one image.
 TRANSLATIONS = {
@@ -31,6 +33,8 @@ TRANSLATIONS = {
     "official_bf16": ("official", "bf16"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
+    "engine, bf16, first image of a size": ("uncaptured", "bf16"),
+    "engine, bf16, CUDA graph": ("captured", "bf16"),
 }
 
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=15, cuda=15)]

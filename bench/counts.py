@@ -7,6 +7,7 @@ real sizes take only seconds.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
+from fastcyclegan.inference.image_counts import image_counts
 from fastcyclegan.nn.networks import Generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import random_batch
@@ -96,11 +98,16 @@ def translation_counts(
 ) -> Counts:
     """Return the counts of the translation of one batch by the generator on a GPU, after the first.
 
-    ``provider`` is "official" or "ours" (fastcyclegan's network, called directly). Each runs without
-    gradients in its own way: the official test under no_grad, ours in inference_mode. The image is already on
-    the device. In bf16 the network runs under autocast.
+    ``provider`` is "official", "ours" (fastcyclegan's network, called directly), or "uncaptured" or
+    "captured" (the inference engine without and with a CUDA graph). Each runs without gradients in its own
+    way: the official test under no_grad, ours in inference_mode. The image is already on the device. In bf16
+    the network runs under autocast.
     """
     net: nn.Module
+    mode: AbstractContextManager[Any]
+    if provider in ("uncaptured", "captured"):
+        net = Generator(n_blocks=blocks, impl="triton")
+        return image_counts(net, size, size, precision, provider)  # type: ignore[arg-type]
     if provider == "official":
         net, mode = plain_networks(ModelConfig(netG=f"resnet_{blocks}blocks"))["G_AB"], torch.no_grad()
     else:

@@ -113,11 +113,13 @@ def _network(provider: Provider, net: nn.Module, arguments: dict[str, Any]) -> n
 
 
 def _fast(network: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
-    run: Any = network.eval().fast(precision=precision)  # type: ignore[operator]
+    generator: Any = network.eval()
+    run: nn.Module = generator.fast(precision=precision)
 
     def translate(x: Tensor) -> Tensor:
         with torch.inference_mode():
-            return run(x).float()  # type: ignore[no-any-return]
+            result: Tensor = run(x)
+            return result.float()
 
     return translate
 

@@ -58,7 +58,7 @@ def exported(net: nn.Module, x: Tensor) -> bytes:
     package("onnx")
     if net in _exported and _exported[net][0] == x.shape:
         return _exported[net][1]
-    file = io.BytesIO()
+    file: Any = io.BytesIO()  # the annotations of torch's exporter leave out files in memory
     names: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"]}
     with warnings.catch_warnings():
         # This exporter is deprecated, but the new one needs more packages.

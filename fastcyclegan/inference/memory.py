@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastcyclegan import reference
 from fastcyclegan.data.cached_loader import free_memory
 from fastcyclegan.inference.translator import Translator
+from fastcyclegan.nn.networks import computed_by
 
 # The estimate was compared with the growth of the resident memory (torch 2.13, one thread, fp32, up to 4
 # megapixels, in one image or four). Bytes per pixel, estimated and real, at 1 megapixel or more:
@@ -27,6 +28,8 @@ from fastcyclegan.inference.translator import Translator
 # bf16 needs less: resnet_9blocks 662, unet_256 229.
 FACTOR = 1.05
 FIXED = 128 * 2**20
+# The bytes of a weight's copy and its Winograd transform for each of its own (see kernels/cpu/forms.py).
+FORMS = 5
 # The pixels before and after the network: 3 bytes as integers and 12 as floats, and a byte to spare.
 AROUND = 16
 # The networks pad by up to 3 pixels on each side, which only matters in narrow images.
@@ -109,7 +112,16 @@ class Budget:
             side = max(self.translator.multiple, TRIAL_SIDE)
             self._per_pixel = bytes_per_pixel(self.translator.net, self.translator.channels, side)
         activations = (self._per_pixel + AROUND) * images * (height + MARGIN) * (width + MARGIN)
-        return int(FACTOR * activations + min(activations, FIXED))
+        return int(FACTOR * activations + min(activations, FIXED)) + self._forms()
+
+    def _forms(self) -> int:
+        """Return the bytes of the forms of weights that the C++ kernels will keep, 0 once they are kept."""
+        engine = self.translator.engine
+        with torch.no_grad():
+            if engine.has_forms or computed_by(self.translator.net) != "cpp":
+                return 0
+        weights = sum(p.nbytes for p in self.translator.net.parameters() if p.dim() == 4)
+        return FORMS * weights
 
     def count(self, images: int, height: int, width: int) -> int:
         """Return how many of ``images`` images of a padded size fit into the available memory at once."""

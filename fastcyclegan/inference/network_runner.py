@@ -97,6 +97,11 @@ class InferenceEngine:
         """Number of sizes that have a CUDA graph."""
         return 0 if self._prepared is None else self._prepared.graphs.captured
 
+    @property
+    def has_forms(self) -> bool:
+        """Whether weights are kept in other forms on a CPU, as they are after the first call."""
+        return not self._forms.is_empty
+
     def release(self) -> None:
         """Free the memory of graphs, working copies and forms. Later calls prepare them anew."""
         with self._lock:

@@ -154,3 +154,18 @@ def test_limits_of_control_groups_count(tmp_path: Path) -> None:
     membership.write_text("9:name=systemd:/\n4:cpu,memory:/job\n")
     write_group(root / "memory" / "job", 1, "700", "300", "total_inactive_file 10")
     assert group_room(membership, root) == 410
+
+
+def test_forms_of_weights_count_until_they_are_kept() -> None:
+    """The C++ kernels keep copies of the weights and their transforms, which take five times their memory."""
+    net = Generator(ngf=8, n_blocks=1, impl="cpp").eval()
+    translator = Translator(net, torch.device("cpu"), "fp32")
+    budget = memory.Budget(translator)
+    before = budget.needed(1, 64, 64)
+    translator([torch.zeros(64, 64, 3, dtype=torch.uint8)])
+    weights = sum(p.nbytes for p in net.parameters() if p.dim() == 4)
+    assert before - budget.needed(1, 64, 64) == 5 * weights
+    plain = memory.Budget(
+        Translator(Generator(ngf=8, n_blocks=1, impl="reference"), torch.device("cpu"), "fp32")
+    )
+    assert plain.needed(1, 64, 64) == budget.needed(1, 64, 64)
