@@ -410,7 +410,7 @@ def train(args: Sequence[str] | None = None) -> int:
 
 def translate(args: Sequence[str] | None = None) -> int:
     """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory or
-    the network gives no numbers for them.
+    the network gives no numbers for them, or if a check failed.
     """
     return _run_to_the_end(lambda: _translate(args))
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fastcyclegan import reference
 from fastcyclegan.data.cached_loader import free_memory
 from fastcyclegan.inference.translator import Translator
-from fastcyclegan.nn.networks import computed_by
 
 # The estimate was compared with the growth of the resident memory (torch 2.13, one thread, fp32, up to 4
 # megapixels, in one image or four). Bytes per pixel, estimated and real, at 1 megapixel or more:
@@ -28,8 +27,6 @@ from fastcyclegan.nn.networks import computed_by
 # bf16 needs less: resnet_9blocks 662, unet_256 229.
 FACTOR = 1.05
 FIXED = 128 * 2**20
-# The bytes of a weight's copy and its Winograd transform for each of its own (see kernels/cpu/forms.py).
-FORMS = 5
 # The pixels before and after the network: 3 bytes as integers and 12 as floats, and a byte to spare.
 AROUND = 16
 # The networks pad by up to 3 pixels on each side, which only matters in narrow images.
@@ -99,29 +96,43 @@ def bytes_per_pixel(net: nn.Module, channels: int, side: int) -> float:
     return live.peak / side**2
 
 
+def bytes_of_forms(net: nn.Module) -> int:
+    """Return the memory of the forms of the weights that an engine keeps on a CPU, at most.
+
+    The kernels keep a copy of each weight, and its form: Winograd's transform of a 3x3 weight has 6x6
+    values, four times as many, and other forms have as many as the weight.
+    """
+    if getattr(net, "impl", "reference") == "reference":
+        return 0
+    total = 0
+    for p in net.parameters():
+        if p.dim() == 4:
+            total += p.nbytes * (5 if p.shape[2:] == (3, 3) else 2)
+    return total
+
+
 class Budget:
-    """Decides how many images of one size a translator on the CPU can translate at once."""
+    """Decides how many images of one size a translator on the CPU can translate at once.
+
+    A GPU needs none: it reports that its memory is used up, also by graphs and working copies, which are then
+    given up.
+    """
 
     def __init__(self, translator: Translator) -> None:
         self.translator = translator
         self._per_pixel: float | None = None
 
     def needed(self, images: int, height: int, width: int) -> int:
-        """Return the bytes that ``images`` images of a padded size need at the peak."""
+        """Return the bytes that ``images`` images of a padded size need at the peak.
+
+        That includes the forms of the weights, unless the translator already has them.
+        """
         if self._per_pixel is None:
             side = max(self.translator.multiple, TRIAL_SIDE)
             self._per_pixel = bytes_per_pixel(self.translator.net, self.translator.channels, side)
         activations = (self._per_pixel + AROUND) * images * (height + MARGIN) * (width + MARGIN)
-        return int(FACTOR * activations + min(activations, FIXED)) + self._forms()
-
-    def _forms(self) -> int:
-        """Return the bytes of the forms of weights that the C++ kernels will keep, 0 once they are kept."""
-        engine = self.translator.engine
-        with torch.no_grad():
-            if engine.has_forms or computed_by(self.translator.net) != "cpp":
-                return 0
-        weights = sum(p.nbytes for p in self.translator.net.parameters() if p.dim() == 4)
-        return FORMS * weights
+        forms = 0 if self.translator.engine.keeps_forms else bytes_of_forms(self.translator.net)
+        return int(FACTOR * activations + min(activations, FIXED)) + forms
 
     def count(self, images: int, height: int, width: int) -> int:
         """Return how many of ``images`` images of a padded size fit into the available memory at once."""

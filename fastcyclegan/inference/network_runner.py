@@ -73,40 +73,40 @@ class InferenceEngine:
         self._forms = WeightForms()
         self._lock = threading.RLock()
         self._prepared: _Prepared | None = None
+        self.keeps_forms = False
+        """Whether a call on a CPU has made the forms of the weights that later calls use."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the network's result for float ``images`` [N, C, H, W] in [-1, 1], in fp32.
 
-        The result is in the memory layout that the network gives for images in channels_last, and is not an
-        inference tensor. Raises whatever the network raises.
+        Images in another layout than the network computes in are converted first. The result is in a layout
+        that the network chooses, and is not an inference tensor. Raises whatever the network raises.
         """
         net = self._net()
         if net is None:
             raise ReferenceError("InferenceEngine: the network no longer exists")
         with torch.inference_mode(False), torch.no_grad():
-            if images.dim() == 4:
+            if images.dim() == 4 and _prefers_channels_last(net):
                 images = images.contiguous(memory_format=torch.channels_last)
             if self._is_on_gpu(net, images):
                 with self._lock:
                     return self._on_gpu(net, images)
             with self._forms:
-                return self._apply(net, images)
+                result = self._apply(net, images)
+            self.keeps_forms = True
+            return result
 
     @property
     def captured(self) -> int:
         """Number of sizes that have a CUDA graph."""
         return 0 if self._prepared is None else self._prepared.graphs.captured
 
-    @property
-    def has_forms(self) -> bool:
-        """Whether weights are kept in other forms on a CPU, as they are after the first call."""
-        return not self._forms.is_empty
-
     def release(self) -> None:
         """Free the memory of graphs, working copies and forms. Later calls prepare them anew."""
         with self._lock:
             self._prepared = None
             self._forms = WeightForms()
+            self.keeps_forms = False
 
     def _is_on_gpu(self, net: nn.Module, images: Tensor) -> bool:
         """Return whether the calls of ``net`` on ``images`` can be captured.
@@ -193,6 +193,17 @@ def _working_copies(net: nn.Module, dtype: torch.dtype) -> WorkingCopies | None:
     return WorkingCopies([[p] for p in weights], dtype)
 
 
+def _prefers_channels_last(net: nn.Module) -> bool:
+    """Return whether ``net`` computes in channels_last: with kernels, or because its weights are so.
+
+    PyTorch's operators follow the images, and are slower if the weights have another layout.
+    """
+    if computed_by(net) != "reference":
+        return True
+    weight = next((p for p in net.parameters() if p.dim() == 4), None)
+    return weight is not None and weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def _is_capturing(images: Tensor) -> bool:
     """Return whether the caller is capturing a CUDA graph of its own, which then records this call, too."""
     return images.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -232,7 +243,7 @@ class _Compiler:
         self._off = False
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
-        size = images.shape, images.dtype, images.device
+        size = images.shape, images.stride(), images.dtype, images.device
         result: Tensor
         if size in self._sizes:
             result = self._call(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import weakref
 from collections.abc import Iterator
@@ -22,44 +23,60 @@ class NetworkState:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        modules = list(net.modules())
-        # The network itself is represented by None, which keeps it from being kept alive.
-        self._modules = [None if module is net else module for module in modules]
-        self._parts = [_parts_of(module) for module in modules]
-        self._memory = [list(map(_memory_of, tensors)) for tensors, _, _ in self._parts]
-        self._global_hooks = _has_any_global_hook()
-        self.can_capture = not self._global_hooks and all(map(_is_plain, modules))
+        modules, self._tensors, self._choices = _parts_of(net)
+        self._modules = modules[1:]
+        self._memory = list(map(_memory_of, self._tensors))
+        self.can_capture = not _has_any_global_hook() and all(map(_is_plain, modules))
 
     def is_current(self, net: nn.Module) -> bool:
-        """Return whether the modules, hooks and memory of ``net`` are those of this state."""
-        if _has_any_global_hook() != self._global_hooks:
+        """Return whether the modules, hooks and memory of ``net`` are those of this state.
+
+        This runs before every call, so it is written to be fast.
+        """
+        modules, tensors, choices = _parts_of(net)
+        if len(modules) - 1 != len(self._modules) or len(tensors) != len(self._tensors):
             return False
-        for module, (tensors, children, choices), memory in zip(
-            self._modules, self._parts, self._memory, strict=True
-        ):
-            now = _parts_of(net if module is None else module)
-            # The elements are compared by identity.
-            if len(now[0]) != len(tensors) or not all(map(_is, now[0], tensors)):
-                return False
-            if now[1:] != (children, choices) or list(map(_memory_of, tensors)) != memory:
-                return False
-        return True
+        if choices != self._choices or not all(map(operator.is_, modules[1:], self._modules)):
+            return False
+        return (
+            all(map(operator.is_, tensors, self._tensors)) and list(map(_memory_of, tensors)) == self._memory
+        )
 
 
-def _is(one: object, other: object) -> bool:
-    return one is other
+def _parts_of(net: nn.Module) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
+    """Return the modules and tensors of ``net``, and what else determines the operators that it calls.
+
+    Shared modules and tensors are listed as often as they occur.
+    """
+    modules, tensors = [net], list[Tensor]()
+    choices: list[Any] = [_has_any_global_hook()]
+    for number, module in enumerate(modules):  # which grows
+        values = module.__dict__
+        for members in (values["_parameters"], values["_buffers"]):
+            if members:
+                tensors += [t for t in members.values() if t is not None]
+        if values["_modules"]:
+            children = values["_modules"]
+            choices.append(tuple(children))
+            modules += [child for child in children.values() if child is not None]
+        if "impl" in values:
+            choices.append(values["impl"])
+        if "forward" in values or _has_hooks(values):
+            choices.append((number, *(len(values[name]) for name in _HOOKS)))
+    return modules, tensors, choices
 
 
-def _parts_of(module: nn.Module) -> tuple[list[Tensor], list[nn.Module | None], tuple[Any, ...]]:
-    """Return the tensors and children of ``module``, and what else determines the operators that it calls."""
-    values = vars(module)
-    tensors = [t for t in (*values["_parameters"].values(), *values["_buffers"].values()) if t is not None]
-    choices = (values.get("impl"), "forward" in values, *(len(values[name]) for name in _HOOKS))
-    return tensors, list(values["_modules"].values()), choices
+def _has_hooks(values: dict[str, Any]) -> bool:
+    return bool(
+        values["_forward_hooks"]
+        or values["_forward_pre_hooks"]
+        or values["_backward_hooks"]
+        or values["_backward_pre_hooks"]
+    )
 
 
 def _memory_of(t: Tensor) -> tuple[Any, ...]:
-    return t.data_ptr(), t.dtype, t.device, t.stride(), t.shape
+    return t.data_ptr(), t.dtype, t.stride(), t.shape
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -69,7 +86,7 @@ def _is_plain(module: nn.Module) -> bool:
     hook, may decide differently the next time.
     """
     values = vars(module)
-    if "forward" in values or any(values[name] for name in _HOOKS):
+    if "forward" in values or _has_hooks(values):
         return False
     # Not the class's own module: a subclass may inherit its forward, as parametrized layers do.
     return type(module).forward.__module__.startswith(("torch.nn.", "fastcyclegan."))

@@ -69,11 +69,6 @@ class WeightForms:
             self._used = [other for other in self._used if other is not used]
             self._kept = {key: form for key, form in self._kept.items() if key in needed}
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no form is kept."""
-        return not self._kept
-
     def _open(self) -> list[tuple[Token[WeightForms | None], set[Key]]]:
         """Return the blocks of this thread that have not ended."""
         if not hasattr(self._blocks, "open"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastcyclegan.inference import memory
-from fastcyclegan.inference.memory import Budget, budget_of, bytes_per_pixel, group_room
+from fastcyclegan.inference.memory import Budget, budget_of, bytes_of_forms, bytes_per_pixel, group_room
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.nn.networks import Generator, UnetGenerator
 
@@ -89,6 +89,21 @@ def test_fewer_images_are_translated_at_once_if_memory_is_short(monkeypatch: pyt
     assert budget.describe(64, 64) == "it needs about 0.0 GiB"
 
 
+def test_forms_of_the_weights_count_once() -> None:
+    """The forms of 9 blocks need 4 + 1 times their weights."""
+    net = Generator()
+    blocks = sum(p.nbytes for name, p in net.named_parameters() if "conv_block" in name and p.dim() == 4)
+    assert 5 * blocks < bytes_of_forms(net) < 5.5 * blocks
+    assert bytes_of_forms(Generator(impl="reference")) == bytes_of_forms(nn.Conv2d(3, 3, 3)) == 0
+    translator = Translator(Generator(ngf=2, n_blocks=0).eval(), CPU, "fp32")
+    budget = Budget(translator)
+    before = budget.needed(1, 64, 64)
+    translator([torch.zeros(8, 8, 3, dtype=torch.uint8)])
+    assert budget.needed(1, 64, 64) == before - bytes_of_forms(translator.net)
+    translator.engine.release()
+    assert budget.needed(1, 64, 64) == before
+
+
 def test_most_work_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 2**34)
     monkeypatch.setattr(memory, "bytes_per_pixel", lambda *_: pytest.fail("the network is tried out"))
@@ -154,18 +169,3 @@ def test_limits_of_control_groups_count(tmp_path: Path) -> None:
     membership.write_text("9:name=systemd:/\n4:cpu,memory:/job\n")
     write_group(root / "memory" / "job", 1, "700", "300", "total_inactive_file 10")
     assert group_room(membership, root) == 410
-
-
-def test_forms_of_weights_count_until_they_are_kept() -> None:
-    """The C++ kernels keep copies of the weights and their transforms, which take five times their memory."""
-    net = Generator(ngf=8, n_blocks=1, impl="cpp").eval()
-    translator = Translator(net, torch.device("cpu"), "fp32")
-    budget = memory.Budget(translator)
-    before = budget.needed(1, 64, 64)
-    translator([torch.zeros(64, 64, 3, dtype=torch.uint8)])
-    weights = sum(p.nbytes for p in net.parameters() if p.dim() == 4)
-    assert before - budget.needed(1, 64, 64) == 5 * weights
-    plain = memory.Budget(
-        Translator(Generator(ngf=8, n_blocks=1, impl="reference"), torch.device("cpu"), "fp32")
-    )
-    assert plain.needed(1, 64, 64) == budget.needed(1, 64, 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,7 @@ from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
 from fastcyclegan.data.fit import load_pixels
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference import memory, writer
+from fastcyclegan.inference import memory, precision_check, writer
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.nn.networks import Generator, UnetGenerator
@@ -301,9 +303,8 @@ def test_a_signal_ends_the_program_after_the_images_in_progress(
     handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
     before = signal.signal(number, handler)
     try:
-        code = translated_by_the_program(
-            weights, tmp_path, "--batch_size", "1", "--num_threads", "2", "--precision", "fp32"
-        )
+        options = ["--batch_size", "1", "--num_threads", "2", "--precision", "fp32"]
+        code = translated_by_the_program(weights, tmp_path, *options)
         assert code == 128 + number
         assert signal.getsignal(number) is handler
     finally:
@@ -371,3 +372,109 @@ def test_failed_writes_are_errors(
 def test_invalid_settings_are_rejected(change: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         TranslateConfig(Path("w"), Path("i"), Path("o"), **change)
+
+
+@pytest.fixture
+def faint(tmp_path: Path) -> Path:
+    """Weights of a generator whose images are nearly gray, so that bf16 gives the same values as fp32."""
+    torch.manual_seed(0)
+    state = Generator(ngf=2, n_blocks=1).state_dict()
+    state[[name for name in state if name.endswith("weight")][-1]].mul_(0.01)
+    save_weights(tmp_path / "faint_net_G_A.pth", state)
+    return tmp_path / "faint_net_G_A.pth"
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_auto_takes_bf16_only_if_its_images_agree(
+    faint: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    agrees: bool,
+) -> None:
+    """Images are the same whatever others are translated with them."""
+    monkeypatch.setattr(precision_check, "gains_from_bf16", lambda *_: True)
+    write_images(tmp_path / "in", 2, size=(16, 16))
+    file = faint if agrees else weights
+    assert translated_by_the_program(file, tmp_path, "--batch_size", "1") == 0
+    shown = capsys.readouterr().out
+    if agrees:
+        assert f"with {file} on cpu in bf16 (100.00 % of the values within 1/255 of fp32), using" in shown
+    else:
+        assert f"with {file} on cpu in fp32 (in bf16, only " in shown
+    precision = "bf16" if agrees else "fp32"
+    for name in images(tmp_path / "out"):
+        run(file, tmp_path / "in" / name, tmp_path / "alone", precision=precision)
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("agrees", "precision", "code"),
+    [(True, "bf16", 0), (False, "bf16", 1), (False, "fp32", 0), (False, "auto", 0)],
+)
+def test_check_prints_how_well_bf16_agrees(
+    faint: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    agrees: bool,
+    precision: str,
+    code: int,
+) -> None:
+    write_images(tmp_path / "in", 9, size=(16, 16))
+    file = faint if agrees else weights
+    assert translated_by_the_program(file, tmp_path, "--check", "--precision", precision) == code
+    assert len(images(tmp_path / "out")) == 9
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("check of ")]
+    found = re.fullmatch(
+        r"check of 8 of 9 images: in bf16, ([\d.]+) % of the values are within 1/255 of fp32, and the largest"
+        r" difference is (\d+)/255; an image takes: fp32 [\d.]+ s, bf16 [\d.]+ s",
+        line,
+    )
+    assert found is not None
+    assert (float(found[1]) >= 99.9) == agrees
+
+
+def test_a_check_without_memory_is_reported(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastcyclegan.inference.translate_folder.check", fail)
+    write_images(tmp_path / "in", 1, size=(16, 16))
+    assert translated_by_the_program(weights, tmp_path, "--check") == 1
+    assert "check: not enough memory to translate the images in both precisions" in capsys.readouterr().out
+    assert images(tmp_path / "out") == ["000.png"]
+
+
+def test_compile_without_a_compiler_is_reported_and_images_are_translated(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "fastcyclegan.inference.translate_folder.why_not_compiled", lambda device: "no C++ compiler found"
+    )
+    monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("it was compiled"))
+    write_images(tmp_path / "in", 1, size=(16, 16))
+    assert translated_by_the_program(weights, tmp_path, "--compile") == 0
+    shown = capsys.readouterr().out
+    assert "--compile: no C++ compiler found; images are translated uncompiled" in shown
+    assert images(tmp_path / "out") == ["000.png"]
+
+
+def test_compile_compiles_the_network(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[dict[str, object]] = []
+
+    def compiled(net: Generator, **options: object) -> Generator:
+        calls.append(options)
+        return net
+
+    monkeypatch.setattr("fastcyclegan.inference.translate_folder.why_not_compiled", lambda device: "")
+    monkeypatch.setattr("torch.compile", compiled)
+    write_images(tmp_path / "in", 1, size=(16, 16))
+    assert translated_by_the_program(weights, tmp_path, "--compile", "--check", "--precision", "fp32") == 0
+    assert calls == [{"dynamic": False}] * 2  # once for each precision of the check
+    assert "--compile: the first image of each size includes compilation" in capsys.readouterr().out

@@ -90,3 +90,33 @@ def test_empty_and_mixed_groups_are_rejected() -> None:
             match=r"WorkingCopies: groups must be non-empty lists .* with the same shape within a list",
         ):
             WorkingCopies(groups, BF16)
+
+
+def test_two_owners_of_copies_of_the_same_weights_do_not_disturb_each_other() -> None:
+    """A training step stacks the weights of two networks, and inference those of one."""
+    pair = weights()
+    training = WorkingCopies([pair], BF16)
+    inference = WorkingCopies([pair[:1]], BF16)
+    for copies, used in ((training, pair), (inference, pair[:1]), (training, pair)):
+        copies.refresh()
+        assert working_copy(used, BF16) is not None
+        copies.forget()
+    del inference
+    training.refresh()
+    assert working_copy(pair, BF16) is not None
+
+
+def test_copies_that_no_operator_uses_can_be_dropped() -> None:
+    used, unused = weights(), weights()
+    copies = WorkingCopies([used, unused], BF16)
+    copies.refresh()
+    stacked(used, BF16)
+    copies.drop_unused()
+    used[0].mul_(2)
+    copies.refresh()
+    assert torch.equal(working_copy(used, BF16)[0], used[0].to(BF16).permute(0, 2, 3, 1))
+    assert len(copies.groups) == 1
+    copies = WorkingCopies([used], BF16)
+    copies.drop_unused()
+    copies.refresh()
+    assert copies.groups == []

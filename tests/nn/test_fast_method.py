@@ -1,34 +1,45 @@
-"""Tests of the method ``fast``; what it returns is tested in tests/inference/test_fast_network.py."""
+"""The method ``fast`` of the generators, which does not change the networks themselves."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
+from torch import nn
 
-from fastcyclegan.nn.fast_method import Fast
-from fastcyclegan.nn.networks import Discriminator, Generator, UnetGenerator
-
-
-def test_generators_have_the_method() -> None:
-    assert issubclass(Generator, Fast)
-    assert issubclass(UnetGenerator, Fast)
-    assert not issubclass(Discriminator, Fast)
+from fastcyclegan import Discriminator, Generator, UnetGenerator, load_generator
+from fastcyclegan.checkpoints.run_files import save_weights
+from fastcyclegan.inference.fast_network import FastNetwork
 
 
-def test_the_networks_are_what_they_were() -> None:
-    """The method changes neither the keys nor what pickle and torch.jit.script make of a network."""
-    net = Generator(ngf=2, n_blocks=1, impl="reference").eval()
-    assert next(iter(net.state_dict())) == "model.1.weight"
-    x = torch.rand(1, 3, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(pickle.loads(pickle.dumps(net))(x), net(x))
-        torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+@pytest.mark.parametrize("net", [Generator(ngf=2, n_blocks=0), UnetGenerator(num_downs=5, ngf=1)])
+def test_generators_have_it(net: Generator | UnetGenerator) -> None:
+    net.eval()
+    names, x = list(net.state_dict()), torch.rand(1, 3, 32, 32)
+    fast = net.fast()
+    assert type(fast) is FastNetwork
+    assert torch.allclose(fast(x), net(x), atol=1e-5)
+    assert list(net.state_dict()) == names
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.jit.script(net)):
+        assert torch.allclose(other(x), net(x), atol=1e-5)
+    assert not hasattr(Discriminator(ndf=2), "fast")
 
 
-def test_networks_do_not_import_the_inference() -> None:
-    code = "import sys, fastcyclegan.nn.networks as n; print('fastcyclegan.inference' in sys.modules)"
+def test_a_loaded_generator_has_it(tmp_path: Path) -> None:
+    save_weights(tmp_path / "g.pth", Generator(ngf=2, n_blocks=0).state_dict())
+    net = load_generator(tmp_path / "g.pth")
+    assert isinstance(net, Generator)
+    assert isinstance(net.fast(), nn.Module)
+    with pytest.raises(ValueError, match="fast: precision must be fp32 or bf16"):
+        net.fast("int8")
+
+
+def test_networks_do_not_import_inference() -> None:
+    code = "import sys, fastcyclegan.nn.networks; print('fastcyclegan.inference' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
