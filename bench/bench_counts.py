@@ -24,8 +24,6 @@ PROVIDERS = {
     "official_bf16": ("official_bf16", "bf16"),
     "ours, fp32": ("ours", "fp32"),
     "ours, bf16": ("ours", "bf16"),
-    "engine, bf16, first image of a size": ("uncaptured", "bf16"),
-    "engine, bf16, CUDA graph": ("captured", "bf16"),
 }
 # The same for translations of one image.
 TRANSLATIONS = {
