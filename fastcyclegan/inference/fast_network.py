@@ -80,9 +80,7 @@ class FastNetwork(nn.Module):
         return result
 
     def train(self, mode: bool = True) -> Self:
-        """Return this module, which is always in eval mode. Raises RuntimeError if ``mode`` is true."""
-        if mode:
-            raise RuntimeError("fast: this module cannot be trained: train the network itself")
+        """Return this module, which always stays in eval mode, also if it is part of one that is trained."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:

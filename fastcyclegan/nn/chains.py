@@ -61,7 +61,7 @@ class Chain(nn.Sequential):
             return self(x[None], None if residual is None else residual[None])[0]
         if x.dim() != 4:
             raise ValueError(f"Chain: x must be [N, C, H, W] or [C, H, W], got shape {tuple(x.shape)}")
-        return run_chains([self], x, residual, impl=impl)
+        return _in_layout_for(run_chains([self], x, residual, impl=impl), x, self, impl)
 
     def __prepare_scriptable__(self) -> Chain:
         check_scriptable(self.impl)
@@ -72,6 +72,20 @@ class Chain(nn.Sequential):
         if isinstance(index, slice):
             item.impl, item.recompute = self.impl, self.recompute
         return item
+
+
+def _in_layout_for(y: Tensor, x: Tensor, module: nn.Module, impl: Impl) -> Tensor:
+    """Return ``y``, the result of ``module`` for x, in the layout that PyTorch's operators would give it.
+
+    On a CPU, the same call may be computed by them the next time, if it asks for a gradient. Their result is
+    in channels_last only if x or the weights are.
+    """
+    if impl != "cpp" or not x.is_contiguous():
+        return y
+    weight = next((p for p in module.parameters() if p.dim() == 4), None)
+    if weight is not None and not weight.is_contiguous():
+        return y
+    return y.contiguous()
 
 
 def run_chains(
@@ -201,7 +215,7 @@ class ResidualBlock(reference.ResidualBlock):
         impl = resolve_impl("ResidualBlock", chain.impl, x, chain.parameters())  # type: ignore[arg-type]
         if impl == "reference" or x.dim() != 4:
             return chain(x, residual=x)
-        return _run_blocks((self,), x, None, impl)
+        return _in_layout_for(_run_blocks((self,), x, None, impl), x, self, impl)
 
 
 def _run_blocks(blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, impl: Impl) -> Tensor:
@@ -274,7 +288,7 @@ class UnetBlock(reference.UnetBlock):
         if untouched(chain, Chain) and x.dim() == 4:
             impl = resolve_impl("UnetBlock", chain.impl, x, chain.parameters())
             if impl != "reference":
-                return run_levels((self,), x, None, False, impl)
+                return _in_layout_for(run_levels((self,), x, None, False, impl), x, self, impl)
         y: Tensor = chain(x)
         return y if self.outermost else torch.cat([x, y], dim=-3)
 

@@ -18,8 +18,7 @@ class Fast:
         network's dtype in both. On an NVIDIA GPU, image sizes that come again run as a CUDA graph.
 
         Raises ValueError for another precision, for weights that are not float32, and for bf16 on a device
-        without such instructions. The module raises RuntimeError if it is asked for gradients or put into
-        training mode.
+        without such instructions. The module raises RuntimeError if it is asked for gradients.
         """
         # Imported here and by name: inference is built on the networks, not the other way round.
         room = importlib.import_module("fastcyclegan.inference.fast_network")

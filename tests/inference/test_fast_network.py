@@ -99,7 +99,7 @@ def test_copies_and_pickles_contain_the_network() -> None:
     assert copy.deepcopy(net)(x).shape == x.shape
 
 
-def test_gradients_and_training_are_refused() -> None:
+def test_gradients_are_refused() -> None:
     net = generator()
     fast = net.fast()
     x = image().requires_grad_()
@@ -109,11 +109,15 @@ def test_gradients_and_training_are_refused() -> None:
         assert fast(x).shape == x.shape
     assert fast.eval() is fast
     assert net.training
-    for parent in (fast, nn.Sequential(fast)):
-        with pytest.raises(
-            RuntimeError, match="fast: this module cannot be trained: train the network itself"
-        ):
-            parent.train()
+
+
+def test_a_part_of_a_network_in_training_stays_in_eval_mode() -> None:
+    """A model can hold a generator as a teacher; trainers call ``train()`` on all of it."""
+    net = generator(use_dropout=True).eval()
+    parent = nn.Sequential(net.fast(), nn.Dropout()).train()
+    assert [child.training for child in parent] == [False, True]
+    assert not any(module.training for module in net.modules())
+    assert_same_bits("eval mode", parent[0](image()), net.fast()(image()))
 
 
 def test_results_can_be_used_further() -> None:

@@ -101,6 +101,27 @@ def test_unbatched_and_empty_images() -> None:
         assert net(x[:0]).shape == (0, 3, 32, 44)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_results_have_the_layout_of_pytorchs(name: str) -> None:
+    """Code that views a result as a vector must work with and without gradients."""
+    net, x = _built(name)
+    if name == "U-Net":
+        x = x[:, :, :32, :32]
+    set_impl(net, "cpp")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        images = x.contiguous(memory_format=layout)
+        with torch.no_grad():
+            y = net(images)
+        assert y.is_contiguous(memory_format=layout)
+        if layout == torch.contiguous_format:
+            y.view(-1)
+    if x.shape[1] == 1:  # both layouts at once
+        return
+    set_impl(net.to(memory_format=torch.channels_last), "auto")
+    with torch.no_grad():
+        assert net(x.contiguous()).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_layers_with_hooks_and_layers_of_the_users_are_called() -> None:
     """The kernels compute only layers that are known; all others run as modules, in their order."""
     net, x = _built("generator")
