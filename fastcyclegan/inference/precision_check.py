@@ -22,6 +22,7 @@ from fastcyclegan.data.sample_plan import uniforms
 from fastcyclegan.engine.devices import has_bf16, resolve_precision
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.kernels.cpu.convolution import recorded
+from fastcyclegan.kernels.cpu.library import processor
 from fastcyclegan.nn.layer_table import convolutions_computed_by, describe_convolutions
 from fastcyclegan.nn.networks import computed_by, set_impl
 
@@ -133,7 +134,8 @@ def gains_from_bf16(net: nn.Module, device: torch.device, compiled: bool) -> boo
     AMX is faster with any operators (PyTorch's took 0.09 s instead of 0.26 s for a generator of 9 blocks on
     128x128). With AVX512_BF16 alone, PyTorch's operators spend what they save on conversions.
     """
-    if not has_bf16(device):
+    # ATEN_CPU_CAPABILITY can limit a processor to AVX2, which has no instructions for bf16.
+    if not has_bf16(device) or (device.type == "cpu" and processor() == "avx2"):
         return False
     with torch.no_grad():  # where a gradient is asked for, PyTorch's operators compute it
         is_enough = compiled or computed_by(net) != "reference"

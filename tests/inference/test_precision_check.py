@@ -42,6 +42,7 @@ def bf16_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the choice the same on every processor."""
     monkeypatch.setattr(precision_check, "has_bf16", lambda device: True)
     monkeypatch.setattr(precision_check, "computed_by", lambda net: "cpp")
+    monkeypatch.setattr(precision_check, "processor", lambda: "amx")
 
 
 def wild(net: Generator) -> Generator:
@@ -88,6 +89,7 @@ def test_bf16_is_chosen_only_where_it_is_faster(net: Generator, monkeypatch: pyt
     monkeypatch.setattr(precision_check, "has_bf16", lambda device: False)
     assert choose_precision(net, CPU, True) == ("fp32", "")
     monkeypatch.setattr(precision_check, "has_bf16", lambda device: True)
+    monkeypatch.setattr(precision_check, "processor", lambda: "avx512")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     reference = Generator(ngf=2, n_blocks=0, impl="reference")
     assert not gains_from_bf16(reference, CPU, compiled=False)
@@ -95,6 +97,9 @@ def test_bf16_is_chosen_only_where_it_is_faster(net: Generator, monkeypatch: pyt
     assert gains_from_bf16(Generator(ngf=2, n_blocks=0, impl="cpp"), CPU, compiled=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert gains_from_bf16(reference, CPU, compiled=False)
+    # The same processor, limited by ATEN_CPU_CAPABILITY.
+    monkeypatch.setattr(precision_check, "processor", lambda: "avx2")
+    assert not gains_from_bf16(reference, CPU, compiled=True)
 
 
 def test_the_choice_is_kept_until_the_weights_change(
