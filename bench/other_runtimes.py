@@ -24,6 +24,10 @@ from fastcyclegan import reference
 
 # The last model that was exported from each network, with the shape of its images.
 _exported: WeakKeyDictionary[nn.Module, tuple[torch.Size, bytes]] = WeakKeyDictionary()
+# What OpenVINO has made, to the end of the process. Each of its requests gives the thread a stack for
+# signals. When it is freed, it restores the stack from before its creation, which another one may have freed:
+# the next signal would then kill the process (seen in 2026.4.1).
+_requests: list[object] = []
 
 
 def package(name: str) -> ModuleType:
@@ -87,6 +91,7 @@ def _openvino(model: bytes, precision: str) -> Callable[[Tensor], Tensor]:
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }
     request = core.compile_model(core.read_model(model), "CPU", options).create_infer_request()
+    _requests.append(request)
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True)[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -110,6 +111,38 @@ def test_importing_openvino_sends_nothing() -> None:
     except Unavailable as reason:
         pytest.skip(str(reason))
     assert not [name for name, module in sys.modules.items() if "openvino_telemetry" in name and module]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_signal_is_handled_after_the_other_runtimes_were_used(runtime: str) -> None:
+    """OpenVINO leaves a stack for signals that no longer exists, if its models are freed: see _requests."""
+    pytest.importorskip("onnx")
+    pytest.importorskip(runtime)
+    script = f"""
+import faulthandler, gc, os, signal, torch
+from bench.other_runtimes import translator
+from bench.providers import plain_networks
+from tests.bench.small_steps import SMALL
+
+faulthandler.enable()
+net = plain_networks(SMALL)["G_AB"]
+
+def use():
+    runs = [translator({runtime!r}, net, "fp32") for _ in range(3)]
+    for run in runs:
+        run(torch.rand(1, 3, 32, 32))
+        run(torch.rand(1, 3, 24, 40))
+
+use()
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_the_extra_has_every_package() -> None:
