@@ -24,12 +24,20 @@ def channels_last(t: Tensor) -> Tensor:
     For dimensions of size 1, PyTorch would accept any stride.
     """
     t = t.contiguous(memory_format=torch.channels_last)
-    _, C, H, W = t.shape
-    canonical = (C * H * W, 1, C * W, C)
-    if t.stride() == canonical:
+    if is_channels_last(t):
         return t
     # A copy, not a view with other strides: an operator's result may be modified in place.
-    return t.new_empty_strided(t.shape, canonical).copy_(t)
+    return t.new_empty_strided(t.shape, _strides_of(t)).copy_(t)
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Return whether ``t`` is in channels_last, with exactly the strides of a newly allocated tensor."""
+    return t.stride() == _strides_of(t)
+
+
+def _strides_of(t: Tensor) -> tuple[int, int, int, int]:
+    _, C, H, W = t.shape
+    return C * H * W, 1, C * W, C
 
 
 def empty_channels_last(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

@@ -139,14 +139,13 @@ def is_autocast_on(x: Tensor) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def resolve_impl(op: str, impl: str, x: Tensor, parameters: Iterable[Tensor | None] = ()) -> Impl:
+def resolve_impl(op: str, impl: str, x: Tensor) -> Impl:
     """Return the implementation that computes ``op`` on ``x``: "triton", "cpp" or "reference".
 
     "auto" selects Triton on an NVIDIA GPU and the C++ kernels on a CPU, for the dtypes that they support, and
-    the reference otherwise. Where a gradient of x or of a tensor in ``parameters`` is asked for, the
-    reference replaces the C++ kernels, which have none. Under torch.func's transforms and in forward-mode
-    differentiation "auto" and "cpp" select the reference; "auto" also does so in a network that is exported
-    or traced, whose file should not need this package.
+    the reference otherwise. Under torch.func's transforms and in forward-mode differentiation "auto" and
+    "cpp" select the reference; "auto" also does so in a network that is exported or traced, whose file should
+    not need this package.
     Raises ValueError if an explicit impl does not support the device or the transform, and TypeError if it
     does not support the dtype.
     """
@@ -163,12 +162,12 @@ def resolve_impl(op: str, impl: str, x: Tensor, parameters: Iterable[Tensor | No
     if impl == "triton":
         return _require_triton(op, x)
     if impl == "cpp":
-        return _require_cpp(op, x, parameters)
+        return _require_cpp(op, x)
     nvidia = x.device.type == "cuda" and torch.version.hip is None
     if nvidia or _as_on_gpu:
         usable = x.dtype in DTYPES and not why_not_triton(x.device.type, x.device.index)
         return "triton" if usable else "reference"
-    return "cpp" if _prefers_cpp(x, parameters) else "reference"
+    return "cpp" if _prefers_cpp(x) else "reference"
 
 
 def _require_triton(op: str, x: Tensor) -> Literal["triton"]:
@@ -182,9 +181,7 @@ def _require_triton(op: str, x: Tensor) -> Literal["triton"]:
     return "triton"
 
 
-def _require_cpp(op: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Impl:
-    if _asks_gradient(x, parameters):
-        return "reference"
+def _require_cpp(op: str, x: Tensor) -> Impl:
     reason = _why_not_cpp(x.device.type)
     if reason:
         raise ValueError(f"{op}: impl='cpp' {reason}; use impl='auto' or impl='reference'")
@@ -194,16 +191,17 @@ def _require_cpp(op: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Imp
     return "cpp"
 
 
-def _prefers_cpp(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+def _prefers_cpp(x: Tensor) -> bool:
     """Return whether "auto" selects the C++ kernels for x."""
     if x.device.type != "cpu" or x.dtype not in CPP_DTYPES or x.layout != torch.strided:
         return False
-    if _asks_gradient(x, parameters) or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
     return _can_use_cpp()
 
 
-def _asks_gradient(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+def asks_gradient(x: Tensor, parameters: Iterable[Tensor | None]) -> bool:
+    """Return whether a result of x and ``parameters`` gets a gradient."""
     if not torch.is_grad_enabled():
         return False
     return x.requires_grad or any(p is not None and p.requires_grad for p in parameters)

@@ -241,12 +241,12 @@ def instance_norm(
     Stylization", 2016.
     """
     _check_dimensions(x)
-    chosen = resolve_impl("instance_norm", impl, x, (weight, bias, residual))
+    chosen = resolve_impl("instance_norm", impl, x)
     if chosen == "reference":
         _check(x, weight, bias, residual, act)
         return instance_norm_ref(x, weight, bias, eps=eps, act=act, slope=slope, residual=residual)
     if chosen == "cpp":
-        from .cpu.operators import norm
+        from .cpu.calls import norm
 
         _check(x, weight, bias, residual, act)
         return norm(x, Norm(weight, bias, eps, act, slope), residual)

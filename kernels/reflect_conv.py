@@ -335,13 +335,13 @@ def reflect_conv2d(
     biases = biases_of("reflect_conv2d", bias, len(weights))
     check_integer("reflect_conv2d", "padding", padding)
     x, weights, biases = under_autocast(x, weights, biases)
-    chosen = resolve_impl("reflect_conv2d", impl, x, (*weights, *biases))
+    chosen = resolve_impl("reflect_conv2d", impl, x)
     if chosen != "triton":
         _check(x, weights, biases, padding)
     if chosen == "reference":
         return reflect_conv2d_ref(x, weights, biases if biases else None, padding=padding)
     if chosen == "cpp":
-        from .cpu.operators import convolve_each
+        from .cpu.calls import convolve_each
 
         return convolve_each(x, weights, biases, Convolution(), border=padding, required=impl == "cpp")
     return reflect_conv(x, weights, biases, padding=padding, required=impl == "triton")

@@ -9,7 +9,20 @@ defined in ``recipes/``, and the work between iterations in ``training/``.
 Uses ``reference``, ``kernels``, ``nn``, ``recipes``, ``data``, ``devtools`` and ``config``.
 """
 
-from fastcyclegan.engine.devices import require_impl, resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.engine.devices import (
+    replaces_compiler,
+    require_impl,
+    resolve_device,
+    resolve_precision,
+    why_not_compiled,
+)
 from fastcyclegan.engine.engine import Engine
 
-__all__ = ["Engine", "require_impl", "resolve_device", "resolve_precision", "why_not_compiled"]
+__all__ = [
+    "Engine",
+    "replaces_compiler",
+    "require_impl",
+    "resolve_device",
+    "resolve_precision",
+    "why_not_compiled",
+]

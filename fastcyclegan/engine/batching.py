@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastcyclegan import reference
+from fastcyclegan.kernels.dispatch import Impl
 from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock, run_chains, run_levels
 from fastcyclegan.nn.layer_checks import untouched
 from fastcyclegan.nn.layers import FloatTanh
@@ -118,14 +119,14 @@ def first_reason(reasons: Iterable[str]) -> str:
 
 # --- Running networks ---------------------------------------------------------------------------------------
 
-Impl = Literal["triton", "reference"]
 Run = Callable[[Tensor], Tensor]
 
 
 def _impl(net: nn.Module) -> Impl:
-    if computed_by(net) == "triton":
+    impl = computed_by(net)
+    if impl == "triton":
         return "triton"
-    return "reference"
+    return "cpp" if impl == "cpp" else "reference"
 
 
 def run_paired(nets: Sequence[nn.Module], x: Tensor, impl: Impl) -> Tensor:

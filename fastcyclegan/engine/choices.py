@@ -6,7 +6,7 @@ them to the user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,9 @@ class EngineChoices:
     """Whether torch.compile handles what the kernels do not compute."""
     options: EngineConfig
     kernel_networks: frozenset[str]
-    """Names of the networks that the kernels compute."""
+    """Names of the networks that the Triton kernels compute."""
+    cpp_networks: frozenset[str]
+    """Names of the networks that the C++ kernels compute, together with PyTorch's convolutions."""
     eager_networks: tuple[str, ...]
     """Names of the networks that run in eager PyTorch because they are differentiated twice."""
     batching: bool
@@ -59,7 +61,11 @@ class EngineChoices:
 
     def compiles(self, name: str) -> bool:
         """Return whether torch.compile compiles network ``name``."""
-        return self.compiled and name not in self.kernel_networks and name not in self.eager_networks
+        return self.compiled and name not in self.eager_networks and not self.computes_in_place([name])
+
+    def computes_in_place(self, names: Iterable[str]) -> bool:
+        """Return whether kernels compute all these networks, and add to their gradients in place."""
+        return all(name in self.kernel_networks or name in self.cpp_networks for name in names)
 
     @property
     def compiles_losses(self) -> bool:
@@ -83,6 +89,15 @@ def require_possible(
             raise ValueError(f"Engine: micro_batch would change the result: {reason}")
 
 
+def may_be_miscompiled(device: torch.device, precision: str) -> bool:
+    """Return whether torch.compile may compute wrong gradients for two images at once.
+
+    It does for 9 blocks in bf16 on a processor with AMX (torch 2.13), and does not on one with AVX-512 alone.
+    README.md has the runs that would show whether oneDNN's kernels for AMX are the reason.
+    """
+    return device.type == "cpu" and precision == "bf16" and bool(torch.cpu._is_amx_tile_supported())
+
+
 def choose(
     recipe: Recipe,
     nets: Mapping[str, nn.Module],
@@ -98,9 +113,10 @@ def choose(
     """
     on_gpu, overlap = device.type == "cuda", options.overlap
     kernels = frozenset(name for name, net in nets.items() if computed_by(net) == "triton")
+    cpp = frozenset(name for name, net in nets.items() if computed_by(net) == "cpp")
     has_kernels = len(kernels) > 0
-    # On the CPU, torch.compile produces NaN gradients for two images at once (9 blocks, bf16, torch 2.13).
-    singly = compiled and device.type == "cpu" and not has_kernels
+    left = [name for name in nets if name not in kernels | cpp and name not in recipe.twice_differentiated]
+    singly = compiled and bool(left) and may_be_miscompiled(device, precision)
     graph_requested = options.graph == "on" or (options.graph == "auto" and compiled)
     graph = can_capture and graph_requested
     overlap_phases = overlap == "phases" and recipe.phases_may_overlap
@@ -111,6 +127,7 @@ def choose(
         compiled=compiled,
         options=options,
         kernel_networks=kernels,
+        cpp_networks=cpp,
         eager_networks=recipe.twice_differentiated,
         batching=options.batching == "auto" and not singly,
         pairing=options.pairing == "on" or (options.pairing == "auto" and has_kernels),

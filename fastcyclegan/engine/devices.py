@@ -9,7 +9,7 @@ import torch
 
 from fastcyclegan.config import RunConfig
 from fastcyclegan.errors import UserError, one_line
-from fastcyclegan.nn.networks import check_impl
+from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 
 
 def resolve_device(config: RunConfig) -> torch.device:
@@ -90,6 +90,16 @@ def ensure_user_name() -> None:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["USER"] = f"uid_{os.getuid()}"
+
+
+def replaces_compiler(impl: str, device: torch.device) -> bool:
+    """Return whether the C++ kernels compute networks with the given ``impl`` on ``device``.
+
+    In training, they are faster than what torch.compile makes of PyTorch's operators, so nothing is compiled.
+    """
+    if device.type != "cpu" or impl not in ("auto", "cpp"):
+        return False
+    return resolve_impl("Engine", impl, torch.empty(0)) == "cpp"
 
 
 def why_not_compiled(device: torch.device) -> str:

@@ -68,6 +68,8 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
 
 def _convolutions(choices: EngineChoices) -> str:
     library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(choices.device.type, "PyTorch")
+    if choices.cpp_networks:
+        return f"the C++ kernels or {library}, whichever is faster for a layer"
     if not choices.kernel_networks:
         return f"{library} for all"
     backends = describe_backends(choices.device)
@@ -113,6 +115,8 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
     if choices.options.pairing == "off":
         return "off (--pairing off)"
     if not choices.pairing:
+        if choices.cpp_networks:
+            return "no: one network keeps a CPU busy"
         return "off" if choices.kernel_networks else "no: PyTorch computes the networks"
     pairs = []
     for phase in phases:

@@ -57,7 +57,7 @@ class _FusedInstanceNorm(InstanceNormAct):
         return y + residual
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        if resolve_impl("InstanceNorm", self.impl, input, (self.weight, self.bias)) != "reference":
+        if resolve_impl("InstanceNorm", self.impl, input) != "reference":
             return instance_norm(
                 input, self.weight, self.bias, eps=self.eps, act=self.act, slope=self.slope, impl=self.impl
             )
@@ -154,7 +154,7 @@ class ReflectConv2d(nn.Conv2d):
             return "reference"
         if x.dtype != weight.dtype and not is_autocast_on(x):
             return "reference"
-        impl = resolve_impl("ReflectConv2d", self.impl, x, (self.weight, self.bias))
+        impl = resolve_impl("ReflectConv2d", self.impl, x)
         if impl == "cpp" and compute_dtype(x, weight) not in CPP_DTYPES:
             return "reference"
         return impl

@@ -49,9 +49,7 @@ class Chain(nn.Sequential):
             return self._run(x, residual)
 
     def _run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        # Not a list: on a GPU, nobody goes through the parameters.
-        parameters = self.parameters() if residual is None else iter((residual, *self.parameters()))
-        impl = resolve_impl("Chain", self.impl, x, parameters)
+        impl = resolve_impl("Chain", self.impl, x)
         if impl == "reference":
             for layer in self:
                 x = layer(x)
@@ -212,7 +210,7 @@ class ResidualBlock(reference.ResidualBlock):
         chain = self.conv_block
         if not untouched(chain, Chain):
             return x + chain(x)
-        impl = resolve_impl("ResidualBlock", chain.impl, x, chain.parameters())  # type: ignore[arg-type]
+        impl = resolve_impl("ResidualBlock", chain.impl, x)  # type: ignore[arg-type]
         if impl == "reference" or x.dim() != 4:
             return chain(x, residual=x)
         return _in_layout_for(_run_blocks((self,), x, None, impl), x, self, impl)
@@ -286,7 +284,7 @@ class UnetBlock(reference.UnetBlock):
     def _run(self, x: Tensor) -> Tensor:
         chain: Any = self.model
         if untouched(chain, Chain) and x.dim() == 4:
-            impl = resolve_impl("UnetBlock", chain.impl, x, chain.parameters())
+            impl = resolve_impl("UnetBlock", chain.impl, x)
             if impl != "reference":
                 return _in_layout_for(run_levels((self,), x, None, False, impl), x, self, impl)
         y: Tensor = chain(x)

@@ -222,7 +222,7 @@ class Deferred:
 
     def _convolve_on_cpu(self, convs: Layers, biases: list[Tensor], following: Layers | None) -> None:
         """Replace x with its convolution, computed on a CPU together with the pending operations."""
-        from fastcyclegan.kernels.cpu.operators import norm_conv as norm_conv_on_cpu
+        from fastcyclegan.kernels.cpu.calls import norm_conv as norm_conv_on_cpu
 
         tanh = _tanh_after(following)
         norm: Any = self.norm

@@ -54,7 +54,7 @@ def computed_by(net: nn.Module) -> str:
     if parameter is None:
         return "no parameters"
     try:
-        return resolve_impl(type(net).__name__, impl, parameter, net.parameters())
+        return resolve_impl(type(net).__name__, impl, parameter)
     except (ValueError, TypeError):
         return f"does not support {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastcyclegan.engine import require_impl, resolve_precision, why_not_compiled
+from fastcyclegan.engine import replaces_compiler, require_impl, resolve_precision, why_not_compiled
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.networks import computed_by, is_ours
 from fastcyclegan.official.change_guard import ChangeGuard, hand_back
@@ -144,13 +144,17 @@ def _without_effect(options: Options) -> str:
 
 
 def _build_step(settings: Settings, options: Options, log: Log) -> Step:
-    compiled = options.compile
+    compiled = options.compile and not replaces_compiler(options.impl, settings.device)
+    precision = resolve_precision(options.precision, settings.device, options.compile)
     if compiled:
         reason = why_not_compiled(settings.device)
         if reason:
             log(f"not compiled: {reason}")
             compiled = False
-    return Step(settings, resolve_precision(options.precision, settings.device, compiled), compiled, log)
+            precision = resolve_precision(options.precision, settings.device, False)
+    elif options.compile:
+        log("not compiled: the C++ kernels are faster on a CPU")
+    return Step(settings, precision, compiled, log)
 
 
 def _hand_back_if_changed(model: Any, log: Log, with_arguments: bool) -> None:

@@ -22,7 +22,14 @@ from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Images, find_images
 from fastcyclegan.data.tensor_loader import TensorLoader
-from fastcyclegan.engine import Engine, require_impl, resolve_device, resolve_precision, why_not_compiled
+from fastcyclegan.engine import (
+    Engine,
+    replaces_compiler,
+    require_impl,
+    resolve_device,
+    resolve_precision,
+    why_not_compiled,
+)
 from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.nn.finite import not_finite_in
@@ -129,14 +136,15 @@ def _start(
     # The folder is opened after everything that can fail, so that a run that cannot start neither creates nor
     # replaces a folder.
     choice: Choice | None = None
-    problem = why_not_compiled(device) if config.run.compile else ""
+    compiles = config.run.compile and not _is_replaced(config, device)
+    problem = why_not_compiled(device) if compiles else ""
     if overrides.loaders is None:
         choice = choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
     reporter.check()
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
-    engine = _make_engine(config, device, not problem, overrides, reporter)
+    engine = _make_engine(config, device, compiles and not problem, overrides, reporter)
     reporter.check()
     if choice is None:
         loaded = _load_tensors(config, folder, device, overrides)
@@ -145,7 +153,7 @@ def _start(
     images, loader, data = loaded
     if folder is not None:
         config = folder.named(config)
-    _log_deviations(config, data, loader.plan, problem, reporter.log)
+    _log_deviations(config, data, loader.plan, device, problem, reporter.log)
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
     run = Run(
         config=config,
@@ -197,11 +205,10 @@ def _require_finite(run: Run, overrides: Overrides, state: Mapping[str, Any]) ->
 def _make_engine(
     config: TrainConfig,
     device: torch.device,
-    compiler_works: bool,
+    compiled: bool,
     overrides: Overrides,
     reporter: _Reporter,
 ) -> Engine:
-    compiled = config.run.compile and compiler_works
     recipe, nets = make_recipe(config), overrides.nets
     if nets is None:
         nets = networks_that_fit(config)
@@ -212,7 +219,7 @@ def _make_engine(
         nets,
         config.optim,
         device,
-        resolve_precision(config.run.precision, device, compiled),
+        resolve_precision(config.run.precision, device, compiled or _is_replaced(config, device)),
         compiled,
         config.engine,
         log=reporter.log,
@@ -221,7 +228,14 @@ def _make_engine(
     )
 
 
-def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: str, log: Log) -> None:
+def _is_replaced(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether torch.compile was requested and the C++ kernels are used in its place."""
+    return config.run.compile and replaces_compiler(config.model.impl, device)
+
+
+def _log_deviations(
+    config: TrainConfig, data: DataConfig, plan: Plan, device: torch.device, problem: str, log: Log
+) -> None:
     """Log how the run deviates from the configuration, and that compiling will take long.
 
     ``problem`` is the reason why torch.compile cannot be used, or "".
@@ -233,6 +247,11 @@ def _log_deviations(config: TrainConfig, data: DataConfig, plan: Plan, problem: 
         )
     if problem:
         log(f"--compile: {problem}; training continues uncompiled")
+    elif _is_replaced(config, device):
+        log(
+            "--compile: nothing is compiled, because the C++ kernels are faster on a CPU;"
+            " --impl reference compiles PyTorch's operators"
+        )
     elif config.run.compile:
         log(
             "--compile: the first iteration includes compilation, which takes minutes on a CPU; later runs"

@@ -22,7 +22,11 @@ Entry = tuple[tuple[float, float, float], bool]
 
 
 def key(op: str, dtype: torch.dtype, k: int, stride: int, C: int, O: int, pixels: int) -> str:
-    """Return the name of a shape in the table. ``op`` is "conv", "transposed" or "norm"."""
+    """Return the name of a shape in the table.
+
+    ``op`` is "norm", or of a convolution "conv" (with a weight that is laid out in advance), "once" (with a
+    weight that is not), "dgrad" or "wgrad" (the gradients of the image and of the weight).
+    """
     return f"{op} {str(dtype).removeprefix('torch.')} {k}x{k} s{stride} {C}-{O} {pixels}"
 
 
@@ -55,9 +59,14 @@ def _entries(kind: str) -> dict[str, list[Entry]]:
 
 @functools.lru_cache(maxsize=1024)
 def is_faster(op: str, dtype: torch.dtype, k: int, stride: int, C: int, O: int, pixels: int) -> bool:
-    """Return whether the C++ kernel was faster than PyTorch for the most similar shape that was measured."""
+    """Return whether the C++ kernel was faster than PyTorch for the most similar shape that was measured.
+
+    Where only "conv" was measured, it stands for the other operators of a convolution.
+    """
     group = key(op, dtype, k, stride, C, O, pixels).rsplit(" ", 2)[0]
     entries = _entries(processor()).get(group)
+    if not entries and op in ("once", "dgrad", "wgrad"):
+        return is_faster("conv", dtype, k, stride, C, O, pixels)
     if not entries or not min(C, O, pixels):
         return False
     place = (math.log2(C), math.log2(O), math.log2(pixels))

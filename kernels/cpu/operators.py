@@ -1,47 +1,37 @@
 """The operators that processors compute in C++: an instance norm, and a norm with a convolution after it.
 
-They have no gradient: ``dispatch.py`` selects PyTorch's operators where one is asked for. Which kernel
-computes a convolution is decided when it runs, so compiled graphs are right for every size and processor.
+Which kernel computes a convolution is decided when it runs, so compiled graphs are right for every size and
+processor. ``autograd.py`` registers the operators' gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._calls import NormConvCall
+from .._calls import NormConvCall, NormConvSaved
 from .._checks import check_device, check_images, check_padding, check_pixels, check_tensor, check_vectors
-from .._convolution import AtenConvolution, Convolution
-from .._layout import channels_last, dense, empty_channels_last
-from .._norm import Norm
-from .._weight_gradients import each_weight
+from .._layout import empty_channels_last, empty_result
+from .._norm import Norm, empty_statistics
 from . import convolution, functions
 
 ACTS = ("none", "relu", "leaky_relu")
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 # Not torch.library.custom_op: the first call of such an operator imports torch's compiler, 1.5 s.
-_LIBRARY = torch.library.Library("fastcyclegan", "FRAGMENT")
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+LIBRARY = torch.library.Library("fastcyclegan", "FRAGMENT")
 
 
-def _operator(schema: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register the decorated function as the operator ``schema``, which refuses to be differentiated."""
+def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the operator ``schema``."""
     name = schema.partition("(")[0]
 
-    def register(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def refuse_gradient(*arguments: Any) -> Tensor:
-            tensors = [a for a in arguments if isinstance(a, Tensor)]
-            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-                raise RuntimeError(f"{name}: the C++ kernels give no gradient; use impl='reference'")
-            with torch._C._AutoDispatchBelowAutograd():
-                result: Tensor = getattr(torch.ops.fastcyclegan, name)(*arguments)
-            return result
-
-        _LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides,))
-        _LIBRARY.impl(name, body, "CPU")
-        _LIBRARY.impl(name, refuse_gradient, "Autograd")
+    def register(body: Callable[..., Any]) -> Callable[..., Any]:
+        LIBRARY.define(schema, tags=(torch.Tag.needs_exact_strides,))
+        LIBRARY.impl(name, body, "CPU")
         return body
 
     return register
@@ -75,7 +65,7 @@ def _check_norm(x: Tensor, norm: Norm, residual: Tensor | None) -> None:
 
 @_operator(
     "cpp_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str act, float slope)"
-    " -> Tensor"
+    " -> (Tensor, Tensor, Tensor)"
 )
 def cpp_norm(
     x: Tensor,
@@ -85,14 +75,17 @@ def cpp_norm(
     eps: float,
     act: str,
     slope: float,
-) -> Tensor:
-    """Return act(IN(x)) + residual, in the layout of x, which is dense with its channels last or first."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return act(IN(x)) + residual, in the layout of x, and mean and rstd [N, C] of x.
+
+    x is dense, with its channels last or first.
+    """
     norm = Norm(weight, bias, eps, act, slope)
     _check_norm(x, norm, residual)
     return functions.norm(x, norm, residual)
 
 
-@torch.library.register_fake("fastcyclegan::cpp_norm", lib=_LIBRARY)
+@torch.library.register_fake("fastcyclegan::cpp_norm", lib=LIBRARY)
 def _(
     x: Tensor,
     weight: Tensor | None,
@@ -101,9 +94,32 @@ def _(
     eps: float,
     act: str,
     slope: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_norm(x, Norm(weight, bias, eps, act, slope), residual)
-    return torch.empty_like(x)
+    return torch.empty_like(x), *empty_statistics(x)
+
+
+@_operator(
+    "cpp_norm_backward(Tensor g, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str act,"
+    " float slope) -> (Tensor, Tensor)"
+)
+def cpp_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    act: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """Return dx, and the sums [2, N, C] of dz = g * act'(z) and of dz * x-hat over each image."""
+    return functions.norm_backward(g, x, Norm(weight, bias, act=act, slope=slope), mean, rstd)
+
+
+@torch.library.register_fake("fastcyclegan::cpp_norm_backward", lib=LIBRARY)
+def _(g: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((2, *x.shape[:2]), dtype=torch.float32)
 
 
 def _check_norm_conv(call: NormConvCall) -> None:
@@ -142,93 +158,63 @@ def _check_size(call: NormConvCall) -> None:
 
 def _split(arguments: tuple[Any, ...]) -> tuple[NormConvCall, bool, convolution.By]:
     """Return the call, and whether its result is fp32, and by what it is computed."""
-    *flat, by = arguments
-    float_out, flat[10] = flat[10], False
+    *flat, float_out, by = arguments
     return NormConvCall.of(*flat), float_out, by
 
 
 @_operator(
     "cpp_norm_conv(Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, Tensor? bias, bool norm,"
-    f" float eps, str act, float slope, int border, bool float_out, {_CONV}, str by) -> Tensor"
+    f" float eps, str act, float slope, int border, bool recompute, {_CONV}, bool float_out, str by)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-def cpp_norm_conv(*arguments: Any) -> Tensor:
+def cpp_norm_conv(*arguments: Any) -> Four:
     """Convolve act(IN(x)), or x if ``norm`` is false, after padding it with ``border`` reflected pixels.
 
-    The arguments are those of ``norm_conv``, except for ``float_out`` and ``by``; for these and for the
-    result, see ``convolution.norm_convolve``.
+    The arguments are those of ``norm_conv_fwd``, then ``float_out`` and ``by``; for these, and for the
+    results, see ``convolution.norm_convolve``. If ``recompute`` is true, y is empty.
     """
     call, float_out, by = _split(arguments)
     _check_norm_conv(call)
     norm = call.norm if call.normed else None
-    options: dict[str, Any] = {"by": by, "float_out": float_out}
-    return convolution.norm_convolve(call.x, norm, call.border, call.weight, call.bias, call.conv, **options)
+    results = convolution.norm_convolve(
+        call.x, norm, call.border, call.weight, call.bias, call.conv, by=by, float_out=float_out
+    )
+    y = empty_result(call.x) if call.recompute else results.y
+    return results.out, results.mean, results.rstd, y
 
 
-@torch.library.register_fake("fastcyclegan::cpp_norm_conv", lib=_LIBRARY)
-def _(*arguments: Any) -> Tensor:
-    call, float_out, _ = _split(arguments)
+@torch.library.register_fake("fastcyclegan::cpp_norm_conv", lib=LIBRARY)
+def _(*arguments: Any) -> Four:
+    call, float_out, by = _split(arguments)
     _check_norm_conv(call)
     x = functions.empty_bordered(call.x, call.border)
     out = torch.ops.aten.convolution(x, call.weight.to(x.dtype), None, *call.conv.flat())
-    return empty_channels_last(out, out.shape, torch.float32 if float_out else x.dtype)
+    y = empty_result(x)
+    if call.normed and not call.recompute:
+        kind = convolution.chosen("conv", call.x, call.weight, call.conv, call.border, by)
+        y = torch.empty_like(call.x) if kind == "winograd" else x
+    out = empty_channels_last(out, out.shape, torch.float32 if float_out else x.dtype)
+    return out, *empty_statistics(x, call.normed), y
 
 
-# --- What the public functions and the networks call --------------------------------------------------------
+@_operator(
+    "cpp_norm_conv_backward(Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias, Tensor mean,"
+    f" Tensor rstd, Tensor weight, Tensor y, str act, float slope, int border, bool[] needs, {_CONV}, str by)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def cpp_norm_conv_backward(g: Tensor, *arguments: Any) -> Four:
+    """Return the gradients dx, dweight and dbias, and the norm's total; see ``convolution.gradients``."""
+    *flat, by = arguments
+    return convolution.gradients(g, NormConvSaved.of(*flat), by=by)
 
 
-def norm(x: Tensor, norm: Norm, residual: Tensor | None = None) -> Tensor:
-    """Return act(IN(x)) + residual in the layout of x, by the C++ kernel. x is copied if it is not dense."""
-    tensors = (dense(x), norm.weight, norm.bias, residual)
-    return torch.ops.fastcyclegan.cpp_norm(*tensors, norm.eps, norm.act, norm.slope)
-
-
-def norm_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: AtenConvolution,
-    *,
-    norm: Norm | None = None,
-    border: int = 0,
-    float_out: bool = False,
-    required: bool = False,
-) -> Tensor:
-    """Convolve act(IN(x)), or x if ``norm`` is None, after padding it with ``border`` reflected pixels.
-
-    x: [N, C, H, W] in any layout, fp32 or bf16. weight and bias: in the dtype of x, or fp32 (then rounded on
-    use). If ``required`` is true, the C++ kernels compute every convolution that they support; otherwise only
-    those for which they were measured to be faster than PyTorch. The result is in channels_last, and in the
-    dtype of x or, with ``float_out``, in fp32.
-    """
-    given = norm if norm is not None else Norm()
-    tensors = (channels_last(x), given.weight, given.bias, weight, bias)
-    options = (norm is not None, given.eps, given.act, given.slope, border, float_out)
-    by = "cpp" if required else "auto"
-    return torch.ops.fastcyclegan.cpp_norm_conv(*tensors, *options, *conv.flat(), by)
-
-
-def convolve_each(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    conv: Convolution,
-    *,
-    norm: Norm | None = None,
-    border: int = 0,
-    required: bool = False,
-) -> Tensor:
-    """Compute ``norm_conv`` with P weights, each applied to its own N / P images of x."""
-    options: dict[str, Any] = {"norm": norm, "border": border, "required": required}
-    each = each_weight(x, weights, biases if biases else [None] * len(weights))
-    parts = [norm_conv(part, weight, bias, conv.aten, **options) for part, weight, bias in each]
-    return parts[0] if len(parts) == 1 else channels_last(torch.cat(parts)[: x.shape[0]])
-
-
-def residual_block(
-    x: Tensor, first: Sequence[Tensor], second: Sequence[Tensor], eps: float, *, required: bool = False
-) -> Tensor:
-    """Compute ``residual_block`` of x [N, C, H, W] in channels_last."""
-    options: dict[str, Any] = {"border": 1, "required": required}
-    c1 = convolve_each(x, first, [], Convolution(), **options)
-    c2 = convolve_each(c1, second, [], Convolution(), norm=Norm(eps=eps, act="relu", slope=0.0), **options)
-    return norm(c2, Norm(eps=eps, act="none"), x)
+@torch.library.register_fake("fastcyclegan::cpp_norm_conv_backward", lib=LIBRARY)
+def _(g: Tensor, *arguments: Any) -> Four:
+    *flat, _ = arguments
+    saved = NormConvSaved.of(*flat)
+    x, weight, needs = saved.x, saved.weight, saved.needs
+    dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
+    dweight = torch.empty_like(weight) if needs[1] else empty_result(x)
+    dbias = weight.new_empty(saved.conv.out_channels(weight)) if needs[2] else empty_result(x)
+    total = (2, *x.shape[:2]) if saved.normed else (0,)
+    return dx, dweight, dbias, x.new_empty(total, dtype=torch.float32)

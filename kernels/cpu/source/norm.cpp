@@ -4,24 +4,10 @@
 #include <new>
 #include <vector>
 
+#include "norm.h"
 #include "parallel.h"
-#include "vectors.h"
 
 namespace {
-
-enum Activation { NONE, RELU, LEAKY_RELU };
-
-struct Size {
-    int N, H, W, C;
-    int64_t pixels() const { return int64_t(H) * W; }
-};
-
-struct Output {
-    const float *scale, *shift;  // [C], or null
-    int activation;
-    float slope;
-    int border;
-};
 
 inline Floats activated(Floats z, int activation, float slope) {
     // Written so that NaN stays NaN.
@@ -151,18 +137,24 @@ void apply(const T* x, const T* residual, T* y, Size s, Output out, const float*
     });
 }
 
+// again: mean and rstd are given.
 template <class T>
-void norm(const T* x, const T* residual, T* y, Size s, Output out, float eps, int threads) {
-    std::vector<float> mean(size_t(s.N) * s.C), rstd(size_t(s.N) * s.C);
-    moments(x, s, eps, mean.data(), rstd.data(), threads);
-    for (size_t i = 0; out.scale && i < rstd.size(); i++) rstd[i] *= out.scale[i % s.C];
-    apply(x, residual, y, s, out, mean.data(), rstd.data(), threads);
+void norm(const T* x, const T* residual, T* y, Size s, Output out, float eps, bool again, float* mean, float* rstd,
+          int threads) {
+    if (!again) moments(x, s, eps, mean, rstd, threads);
+    std::vector<float> scales;
+    if (out.scale) {
+        scales.assign(rstd, rstd + size_t(s.N) * s.C);
+        for (size_t i = 0; i < scales.size(); i++) scales[i] *= out.scale[i % s.C];
+    }
+    apply(x, residual, y, s, out, mean, out.scale ? scales.data() : rstd, threads);
 }
 
 // Writes instance norm of one line of P pixels: a channel of an image whose channels come before its pixels. The
 // moments are those of `chunk_moments` and `join`.
 template <class T>
-void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, float shift, const Output& out, float eps) {
+void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, float shift, const Output& out, float eps,
+               float* mean_of_line, float* rstd) {
     constexpr int LONG = 1024;
     float mean = 0, squares = 0, count = 0;
     for (int64_t start = 0; start < P; start += LONG) {
@@ -183,7 +175,9 @@ void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, flo
         squares += sum(their_squares) - rest * correction + d * d * (count * size / both);
         count = both;
     }
-    float scale = 1.0f / std::sqrt(squares / P + eps) * weight;
+    *mean_of_line = mean;
+    *rstd = 1.0f / std::sqrt(squares / P + eps);
+    float scale = *rstd * weight;
     for (int64_t i = 0; i < P; i += LANES) {
         int lanes = P - i < LANES ? int(P - i) : LANES;
         Floats z = activated((load(x + i, lanes) - mean) * scale + shift, out.activation, out.slope);
@@ -193,12 +187,13 @@ void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, flo
 }
 
 template <class T>
-void norm_lines(const T* x, const T* residual, T* y, int N, int C, int64_t P, Output out, float eps, int threads) {
+void norm_lines(const T* x, const T* residual, T* y, int N, int C, int64_t P, Output out, float eps, float* mean,
+                float* rstd, int threads) {
     parallel_for(int64_t(N) * C, threads, [&](int64_t begin, int64_t end) {
         for (int64_t line = begin; line < end; line++) {
             int64_t c = line % C, at = line * P;
             norm_line(x + at, residual ? residual + at : nullptr, y + at, P, out.scale ? out.scale[c] : 1,
-                      out.shift ? out.shift[c] : 0, out, eps);
+                      out.shift ? out.shift[c] : 0, out, eps, mean + line, rstd + line);
         }
     });
 }
@@ -237,16 +232,18 @@ void pad(const T* x, To* y, Size s, int p, bool reflect, int threads) {
 
 extern "C" {
 
-// y [N, H + 2 border, W + 2 border, C] = act(IN(x) * scale + shift) + residual, with a reflected border.
-// half: x, residual and y are bf16 rather than fp32. Returns 1 if there is no memory.
-int fcg_norm(int half, const void* x, const void* residual, void* y, const float* scale, const float* shift, int N,
-             int H, int W, int C, int border, int activation, float slope, float eps, int threads) try {
+// y [N, H + 2 border, W + 2 border, C] = act(IN(x) * scale + shift) + residual, with a reflected border; mean and rstd
+// [N, C] are those of x, and are not computed if `again`. half: x, residual and y are bf16 rather than fp32. Returns 1
+// if there is no memory.
+int fcg_norm(int half, const void* x, const void* residual, void* y, const float* scale, const float* shift,
+             float* mean, float* rstd, int again, int N, int H, int W, int C, int border, int activation, float slope,
+             float eps, int threads) try {
     Size s{N, H, W, C};
     Output out{scale, shift, activation, slope, border};
     if (half)
-        norm((const bf16*)x, (const bf16*)residual, (bf16*)y, s, out, eps, threads);
+        norm((const bf16*)x, (const bf16*)residual, (bf16*)y, s, out, eps, again, mean, rstd, threads);
     else
-        norm((const float*)x, (const float*)residual, (float*)y, s, out, eps, threads);
+        norm((const float*)x, (const float*)residual, (float*)y, s, out, eps, again, mean, rstd, threads);
     return 0;
 } catch (const std::bad_alloc&) {
     return 1;
@@ -254,12 +251,13 @@ int fcg_norm(int half, const void* x, const void* residual, void* y, const float
 
 // The same without a border for x, residual and y [N, C, P], with the channels before the pixels.
 int fcg_norm_lines(int half, const void* x, const void* residual, void* y, const float* scale, const float* shift,
-                    int N, int C, int64_t P, int activation, float slope, float eps, int threads) {
+                   float* mean, float* rstd, int N, int C, int64_t P, int activation, float slope, float eps,
+                   int threads) {
     Output out{scale, shift, activation, slope, 0};
     if (half)
-        norm_lines((const bf16*)x, (const bf16*)residual, (bf16*)y, N, C, P, out, eps, threads);
+        norm_lines((const bf16*)x, (const bf16*)residual, (bf16*)y, N, C, P, out, eps, mean, rstd, threads);
     else
-        norm_lines((const float*)x, (const float*)residual, (float*)y, N, C, P, out, eps, threads);
+        norm_lines((const float*)x, (const float*)residual, (float*)y, N, C, P, out, eps, mean, rstd, threads);
     return 0;
 }
 

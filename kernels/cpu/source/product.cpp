@@ -40,25 +40,64 @@ void multiply_rows(const Product& in) {
         }
 }
 
-}  // namespace
-
-void multiply(const Product& product, int rows) {
-    switch (rows) {
-#if defined(__AVX512F__)
-        case 14: return multiply_rows<14>(product);
-        case 13: return multiply_rows<13>(product);
-        case 12: return multiply_rows<12>(product);
-        case 11: return multiply_rows<11>(product);
-        case 10: return multiply_rows<10>(product);
-        case 9: return multiply_rows<9>(product);
-        case 8: return multiply_rows<8>(product);
-        case 7: return multiply_rows<7>(product);
-#endif
-        case 6: return multiply_rows<6>(product);
-        case 5: return multiply_rows<5>(product);
-        case 4: return multiply_rows<4>(product);
-        case 3: return multiply_rows<3>(product);
-        case 2: return multiply_rows<2>(product);
-        case 1: return multiply_rows<1>(product);
+template <int R>
+void multiply_column_rows(const ColumnProduct& in) {
+    for (int start = 0; start < in.K; start += PART) {
+        const float *a = in.a + start * in.a_next, *b = in.b + start * in.b_next;
+        Floats sum[R][2] = {};
+        int count = in.K - start < PART ? in.K - start : PART;
+        for (int k = 0; k < count; k++, a += in.a_next, b += in.b_next) {
+            Floats left = load(b), right = load(b + LANES);
+#pragma GCC unroll 14
+            for (int r = 0; r < R; r++) {
+                Floats value = splat(a[r]);
+                sum[r][0] += value * left;
+                sum[r][1] += value * right;
+            }
+        }
+        bool add = in.add || start > 0;
+#pragma GCC unroll 14
+        for (int r = 0; r < R; r++) {
+            float* out = in.out + r * in.out_step;
+            store(out, add ? load(out) + sum[r][0] : sum[r][0]);
+            store(out + LANES, add ? load(out + LANES) + sum[r][1] : sum[r][1]);
+        }
     }
 }
+
+// Calls the instance of a function for `rows`.
+#if defined(__AVX512F__)
+#define FOR_ROWS(function, rows, argument)        \
+    switch (rows) {                               \
+        case 14: return function<14>(argument);   \
+        case 13: return function<13>(argument);   \
+        case 12: return function<12>(argument);   \
+        case 11: return function<11>(argument);   \
+        case 10: return function<10>(argument);   \
+        case 9: return function<9>(argument);     \
+        case 8: return function<8>(argument);     \
+        case 7: return function<7>(argument);     \
+        case 6: return function<6>(argument);     \
+        case 5: return function<5>(argument);     \
+        case 4: return function<4>(argument);     \
+        case 3: return function<3>(argument);     \
+        case 2: return function<2>(argument);     \
+        case 1: return function<1>(argument);     \
+    }
+#else
+#define FOR_ROWS(function, rows, argument)        \
+    switch (rows) {                               \
+        case 6: return function<6>(argument);     \
+        case 5: return function<5>(argument);     \
+        case 4: return function<4>(argument);     \
+        case 3: return function<3>(argument);     \
+        case 2: return function<2>(argument);     \
+        case 1: return function<1>(argument);     \
+    }
+#endif
+
+}  // namespace
+
+void multiply(const Product& product, int rows) { FOR_ROWS(multiply_rows, rows, product) }
+
+void multiply_columns(const ColumnProduct& product, int rows) { FOR_ROWS(multiply_column_rows, rows, product) }

@@ -21,6 +21,22 @@ struct Product {
 // Computes `rows` <= ROWS rows.
 void multiply(const Product& product, int rows);
 
+// A product of columns: out[r][0:PANEL] = sum over k of a[r + k * a_next] * b[k * b_next + 0:PANEL], or is increased
+// by it if `add`. Rows of the result are `out_step` numbers apart.
+struct ColumnProduct {
+    const float* a;
+    size_t a_next;
+    const float* b;
+    size_t b_next;
+    int K;
+    float* out;
+    size_t out_step;
+    bool add;
+};
+
+// Computes `rows` <= ROWS rows.
+void multiply_columns(const ColumnProduct& product, int rows);
+
 // The rows per block if `count` rows are cut into equal blocks of at most ROWS.
 static inline int rows_per_block(int count) {
     int blocks = (count + ROWS - 1) / ROWS;

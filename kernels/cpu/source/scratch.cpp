@@ -2,7 +2,7 @@
 
 #include "vectors.h"
 
-thread_local Scratch scratch;
+thread_local Scratch scratch, scratch_for_weights;
 
 float* Scratch::floats(size_t count) {
     size_t bytes = (count * sizeof(float) + 63) / 64 * 64;

@@ -101,3 +101,5 @@ class Scratch {
 };
 
 extern thread_local Scratch scratch;
+// For the transformed weights of the current call, which all its threads read.
+extern thread_local Scratch scratch_for_weights;

@@ -1,7 +1,6 @@
-// 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144.
-//
-// Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015. The points are 0, +-3/4,
-// +-3/2 and infinity: with the usual 0, +-1, +-2, rounding errors exceed those that PyTorch's convolution allows.
+// 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3), and their gradients for the image: see winograd.h.
+#include "winograd.h"
+
 #include <atomic>
 
 #include "parallel.h"
@@ -9,87 +8,7 @@
 
 namespace {
 
-constexpr float A = 0.75f, B = 1.5f, AA = A * A, BB = B * B;
-constexpr int POINTS = 36, TILE = 4, WINDOW = 6;
-
-// to = the transform of six inputs d.
-inline void transform_input(const Floats* d, int step, Floats* to, int to_step) {
-    Floats d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-    to[0] = AA * BB * d0 - (AA + BB) * d2 + d4;
-    Floats even = d4 - BB * d2, odd = A * (d3 - BB * d1);
-    to[to_step] = even + odd;
-    to[2 * to_step] = even - odd;
-    even = d4 - AA * d2, odd = B * (d3 - AA * d1);
-    to[3 * to_step] = even + odd;
-    to[4 * to_step] = even - odd;
-    to[5 * to_step] = AA * BB * d1 - (AA + BB) * d3 + d5;
-}
-
-// to = four outputs, from six products m.
-inline void transform_output(const Floats* m, int step, Floats* to, int to_step) {
-    Floats a = m[step] + m[2 * step], b = A * (m[step] - m[2 * step]);
-    Floats c = m[3 * step] + m[4 * step], d = B * (m[3 * step] - m[4 * step]);
-    to[0] = m[0] + a + c;
-    to[to_step] = b + d;
-    to[2 * to_step] = AA * a + BB * c;
-    to[3 * to_step] = AA * b + BB * d + m[5 * step];
-}
-
-constexpr float NA = 1 / (2 * AA * (AA - BB)), NB = 1 / (2 * BB * (BB - AA));
-constexpr float WEIGHTS[6][3] = {{1 / (AA * BB), 0, 0}, {NA, A * NA, AA* NA},  {NA, -A* NA, AA* NA},
-                                 {NB, B* NB, BB* NB},   {NB, -B* NB, BB* NB}, {0, 0, 1}};
-
-struct Shape {
-    int N, H, W, C, O, pad;
-    bool reflect;
-    int rows() const { return H + 2 * pad - 2; }
-    int columns() const { return W + 2 * pad - 2; }
-    int tile_rows() const { return (rows() + TILE - 1) / TILE; }
-    int tile_columns() const { return (columns() + TILE - 1) / TILE; }
-    int64_t tiles() const { return int64_t(N) * tile_rows() * tile_columns(); }
-};
-
-// Tile number t as image and first output pixel.
-struct Place {
-    int n, h, w;
-    Place(int64_t t, const Shape& s) {
-        w = int(t % s.tile_columns()) * TILE;
-        h = int(t / s.tile_columns() % s.tile_rows()) * TILE;
-        n = int(t / s.tile_columns() / s.tile_rows());
-    }
-};
-
-// Fills `index` with the input lines of a window that starts at `start`; -1 stands for a line of zeros.
-inline void window_lines(int start, int size, const Shape& s, int* index) {
-    for (int i = 0; i < WINDOW; i++) {
-        int line = start + i;
-        // Beyond the padding: the last tile's surplus, whose outputs are not written.
-        bool surplus = line >= size + s.pad;
-        if (s.reflect && !surplus) line = reflected(line, size);
-        index[i] = surplus || line < 0 || line >= size ? -1 : line;
-    }
-}
-
-// Writes the transformed window of one tile: point k of channel c to to[k * plane + c].
-template <class T>
-void tile_input(const T* x, const Shape& s, Place place, float* to, size_t plane) {
-    int rows[WINDOW], columns[WINDOW];
-    window_lines(place.h - s.pad, s.H, s, rows);
-    window_lines(place.w - s.pad, s.W, s, columns);
-    const T* image = x + size_t(place.n) * s.H * s.W * s.C;
-    for (int c = 0; c < s.C; c += LANES) {
-        Floats d[POINTS], e[POINTS];
-        for (int i = 0; i < WINDOW; i++)
-            for (int j = 0; j < WINDOW; j++) {
-                bool inside = rows[i] >= 0 && columns[j] >= 0;
-                const T* pixel = image + (size_t(rows[i]) * s.W + columns[j]) * s.C + c;
-                d[i * WINDOW + j] = inside ? load(pixel, s.C - c) : Floats{};
-            }
-        for (int j = 0; j < WINDOW; j++) transform_input(d + j, WINDOW, e + j, WINDOW);
-        for (int i = 0; i < WINDOW; i++) transform_input(e + i * WINDOW, 1, d + i * WINDOW, 1);
-        for (int k = 0; k < POINTS; k++) store(to + k * plane + c, d[k]);
-    }
-}
+using namespace winograd;
 
 // Writes the outputs of one tile for the channels [o, o + LANES), from the products m[k * plane].
 template <class T>
@@ -155,19 +74,28 @@ int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& 
     return failed;
 }
 
-// Transforms the weights of LANES outputs from o and LANES inputs from c.
-void transform_weights(const float* w, float* u, int O, int C, int o, int c) {
+// e [18] and then `point(i, u)` for each of the 36 transformed values u of a 3x3 kernel g [9].
+template <class Point>
+inline void transform_kernel(const Floats* g, const Point& point) {
+    Floats e[18];
+    for (int i = 0; i < 6; i++)
+        for (int j = 0; j < 3; j++)
+            e[i * 3 + j] = WEIGHTS[i][0] * g[j] + WEIGHTS[i][1] * g[3 + j] + WEIGHTS[i][2] * g[6 + j];
+    for (int i = 0; i < 6; i++)
+        for (int j = 0; j < 6; j++)
+            point(i * 6 + j, e[i * 3] * WEIGHTS[j][0] + e[i * 3 + 1] * WEIGHTS[j][1] + e[i * 3 + 2] * WEIGHTS[j][2]);
+}
+
+inline Floats rounded(Floats value) { return widen(narrow(value)); }
+
+// Transforms the weights of LANES outputs from o and LANES inputs from c. half: they are rounded to bf16 first.
+void transform_weights(const float* w, float* u, int O, int C, int o, int c, bool half) {
     float block[POINTS][LANES][LANES] = {};
     for (int r = 0; r < LANES && o + r < O; r++) {
-        Floats g[9], e[18];
+        Floats g[9];
         for (int k = 0; k < 9; k++) g[k] = load(w + (size_t(o + r) * 9 + k) * C + c, C - c);
-        for (int i = 0; i < 6; i++)
-            for (int j = 0; j < 3; j++)
-                e[i * 3 + j] = WEIGHTS[i][0] * g[j] + WEIGHTS[i][1] * g[3 + j] + WEIGHTS[i][2] * g[6 + j];
-        for (int i = 0; i < 6; i++)
-            for (int j = 0; j < 6; j++)
-                store(block[i * 6 + j][r],
-                      e[i * 3] * WEIGHTS[j][0] + e[i * 3 + 1] * WEIGHTS[j][1] + e[i * 3 + 2] * WEIGHTS[j][2]);
+        for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
+        transform_kernel(g, [&](int k, Floats value) { store(block[k][r], value); });
     }
     for (int k = 0; k < POINTS; k++)
         for (int i = 0; i < LANES && c + i < C; i++) {
@@ -176,28 +104,72 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c) {
         }
 }
 
+// Transforms the weights of output o and LANES inputs from c for the gradient of the image: a convolution from O to C
+// channels with the kernels turned by 180 degrees.
+void transform_turned(const float* w, float* u, int O, int C, int o, int c, bool half) {
+    Floats g[9];
+    for (int k = 0; k < 9; k++) g[8 - k] = load(w + (size_t(o) * 9 + k) * C + c, C - c);
+    for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
+    float* to = u + (size_t(c / PANEL) * POINTS * O + o) * PANEL + c % PANEL;
+    transform_kernel(g, [&](int k, Floats value) { store(to + size_t(k) * O * PANEL, value); });
+}
+
+// w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels.
+void transform(const float* w, float* u, int O, int C, bool half, int threads) {
+    int blocks_in = (C + LANES - 1) / LANES, blocks_out = round_up(O, PANEL) / LANES;
+    parallel_for(int64_t(blocks_in) * blocks_out, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++)
+            transform_weights(w, u, O, C, int(i / blocks_in) * LANES, int(i % blocks_in) * LANES, half);
+    });
+}
+
+// w [O, 3, 3, C] -> u [C / PANEL, 36, O, PANEL], the weights that compute the gradient of the image.
+void transform_all_turned(const float* w, float* u, int O, int C, bool half, int threads) {
+    int blocks = round_up(C, PANEL) / LANES;
+    parallel_for(int64_t(blocks) * O, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) transform_turned(w, u, O, C, int(i % O), int(i / O) * LANES, half);
+    });
+}
+
+size_t transformed_size(int O, int C) { return size_t(POINTS) * C * round_up(O, PANEL); }
+
+// What the weights of a call are: transformed ones, those of the convolution, or those whose transposed convolution
+// computes the gradient of the image.
+enum Form { TRANSFORMED, PLAIN, TURNED };
+
+// Returns the transformed weights of a convolution from C to O channels, or a null pointer if there is no memory.
+const float* transformed(const float* w, Form form, const Shape& s, bool half, int threads) {
+    if (form == TRANSFORMED) return w;
+    float* u = scratch_for_weights.floats(transformed_size(s.O, s.C));
+    if (!u) return nullptr;
+    if (form == PLAIN)
+        transform(w, u, s.O, s.C, half, threads);
+    else
+        transform_all_turned(w, u, s.C, s.O, half, threads);
+    return u;
+}
+
 }  // namespace
 
 extern "C" {
 
 // The number of floats that fcg_winograd_weight writes.
-int64_t fcg_winograd_size(int O, int C, int) { return int64_t(POINTS) * C * round_up(O, PANEL); }
+int64_t fcg_winograd_size(int O, int C) { return transformed_size(O, C); }
 
-// w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels.
-int fcg_winograd_weight(const float* w, float* u, int O, int C, int, int threads) {
-    int blocks_in = (C + LANES - 1) / LANES, blocks_out = round_up(O, PANEL) / LANES;
-    parallel_for(int64_t(blocks_in) * blocks_out, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++)
-            transform_weights(w, u, O, C, int(i / blocks_in) * LANES, int(i % blocks_in) * LANES);
-    });
+// w [O, 3, 3, C] -> u, the weights as fcg_winograd reads them with form TRANSFORMED. half: they are rounded to bf16.
+int fcg_winograd_weight(int half, const float* w, float* u, int O, int C, int threads) {
+    transform(w, u, O, C, half, threads);
     return 0;
 }
 
 // y [N, H + 2 pad - 2, W + 2 pad - 2, O] = the convolution of x [N, H, W, C], padded by reflection or by zeros,
-// plus bias [O] or null. Returns 1 if there is no memory. half: x is bf16; half_out: y is bf16.
-int fcg_winograd(int half, int half_out, const void* x, const float* u, const float* bias, void* y, int N, int H, int W,
-                 int C, int O, int pad, int reflect, int threads) {
+// plus bias [O] or null. The weights w are of the given form: [O, 3, 3, C], or [C, 3, 3, O] if they are turned. Returns
+// 1 if there is no memory. half: x is bf16, and weights that are not transformed are rounded; half_out: y is bf16.
+int fcg_winograd(int half, int half_out, int form, const void* x, const float* w, const float* bias, void* y, int N,
+                 int H, int W, int C, int O, int pad, int reflect, int threads) {
     Shape s{N, H, W, C, O, pad, reflect != 0};
+    const float* u = transformed(w, Form(form), s, half, threads);
+    if (!u) return 1;
     if (!half) return convolve((const float*)x, u, bias, (float*)y, s, threads);
     if (half_out) return convolve((const bf16*)x, u, bias, (bf16*)y, s, threads);
     return convolve((const bf16*)x, u, bias, (float*)y, s, threads);

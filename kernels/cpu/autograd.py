@@ -1,0 +1,143 @@
+"""The gradients of the operators in ``operators.py``.
+
+A gradient that is itself to be differentiated (``create_graph=True``, as for a gradient penalty) is computed
+by PyTorch from the operator's reference, which can be differentiated any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._calls import NormConvCall, NormConvSaved
+from .._layout import in_dtype, like
+from .._norm import Norm
+from .._weight_gradients import gradients_to_add_to
+from ..instance_norm import affine_gradients, instance_norm_ref
+from . import convolution
+from .operators import LIBRARY
+
+OPS = torch.ops.fastcyclegan
+Gradients = tuple[Tensor | None, ...]
+
+
+def _register(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    torch.library.register_autograd(f"fastcyclegan::{name}", backward, setup_context=setup, lib=LIBRARY)
+
+
+def _differentiable(
+    reference: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], g: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of ``reference(*tensors)`` that ``needs`` selects, which can be differentiated."""
+    with torch.autocast("cpu", enabled=False):
+        y = reference(*tensors)
+    wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), create_graph=True))
+    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)]
+
+
+# --- cpp_norm -----------------------------------------------------------------------------------------------
+
+
+def _set_up_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, ctx.eps, ctx.act, ctx.slope = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
+    ctx.has_residual = residual is not None
+
+
+def _norm_backward(ctx: Any, g: Tensor | None, *_: None) -> Gradients:
+    if g is None:
+        return (None,) * 7
+    x, weight, bias, mean, rstd = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    dx = dweight = dbias = None
+    dresidual = g if ctx.has_residual else None
+    if torch.is_grad_enabled():
+        options = {"eps": ctx.eps, "act": ctx.act, "slope": ctx.slope}
+
+        def reference(*tensors: Tensor) -> Tensor:
+            return instance_norm_ref(*tensors, **options)
+
+        dx, dweight, dbias = _differentiable(reference, (x, weight, bias), needs, g)
+    elif any(needs):
+        dx, total = OPS.cpp_norm_backward(like(g, x), x, weight, bias, mean, rstd, ctx.act, ctx.slope)
+        dweight, dbias = affine_gradients(total, Norm(weight, bias), needs[1:])
+    return dx if needs[0] else None, dweight, dbias, dresidual, None, None, None
+
+
+_register("cpp_norm", _norm_backward, _set_up_norm)
+
+
+# --- cpp_norm_conv ------------------------------------------------------------------------------------------
+
+
+def _set_up_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *flat, _, ctx.by = inputs
+    call = NormConvCall.of(*flat)
+    _, mean, rstd, y = output
+    ctx.mark_non_differentiable(mean, rstd, y)
+    ctx.set_materialize_grads(False)
+    norm, ctx.conv, ctx.normed, ctx.eps = call.norm, call.conv, call.normed, call.norm.eps
+    ctx.options = (norm.act, norm.slope, call.border)
+    ctx.has_bias = call.bias is not None
+    saved = (norm.weight, norm.bias, mean, rstd, call.weight, y)
+    ctx.save_for_backward(call.x, *saved, *([call.bias] if ctx.has_bias else []))
+
+
+def _conv_backward(ctx: Any, g: Tensor | None, *_: None) -> Gradients:
+    nothing = (None,) * 14
+    if g is None:
+        return (*(None,) * 5, *nothing)
+    saved_tensors = ctx.saved_tensors
+    x, norm_weight, norm_bias, mean, rstd, weight, y = saved_tensors[:7]
+    needs_x, needs_nw, needs_nb, needs_w, needs_b = ctx.needs_input_grad[:5]
+    if torch.is_grad_enabled():
+        bias = saved_tensors[7] if ctx.has_bias else None
+        tensors = (x, norm_weight, norm_bias, weight, bias)
+        found = _differentiable(_reference_of(ctx), tensors, ctx.needs_input_grad[:5], g)
+        return (*found, *nothing)
+    needs = [needs_x, needs_w, needs_b]
+    flat = (x, norm_weight, norm_bias, mean, rstd, weight, y, *ctx.options, needs, *ctx.conv.flat())
+    into = gradients_to_add_to([weight], [True]) if needs_w else None
+    if into is None:
+        dx, dweight, dbias, total = OPS.cpp_norm_conv_backward(g, *flat, ctx.by)
+    else:
+        saved = NormConvSaved.of(*flat)
+        dx, dweight, dbias, total = convolution.gradients(g, saved, by=ctx.by, into=into[0])
+        needs_w = False
+    d_norm = affine_gradients(total, Norm(norm_weight, norm_bias), (needs_nw, needs_nb))
+    gradients: list[Tensor | None] = []
+    for gradient, need in ((dx, needs_x), (dweight, needs_w), (dbias, needs_b)):
+        gradients.append(gradient if need else None)
+    return (gradients[0], *d_norm, *gradients[1:], *nothing)
+
+
+def _reference_of(ctx: Any) -> Callable[..., Tensor]:
+    """Return ``cpp_norm_conv`` in plain PyTorch, as a function of the tensors whose gradients it has."""
+    (act, slope, border), conv = ctx.options, ctx.conv
+
+    def reference(
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        y = x
+        if ctx.normed:
+            y = instance_norm_ref(x, norm_weight, norm_bias, eps=ctx.eps, act=act, slope=slope)
+        if border:
+            y = torch.nn.functional.pad(y, (border,) * 4, mode="reflect")
+        out: Tensor = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv.flat())
+        return out
+
+    return reference
+
+
+_register("cpp_norm_conv", _conv_backward, _set_up_conv)
