@@ -14,7 +14,6 @@ Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ._checks import check_device, check_pixels, check_tensor, check_vectors
 from ._layout import dense, like
-from ._norm import Norm, empty_statistics
+from ._norm import Norm, affine_gradients, empty_statistics
 from ._operator import operator, refuse_double_backward
 from .dispatch import resolve_impl
 
@@ -171,19 +170,6 @@ def _setup_fwd(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, bias, mean, rstd)
     ctx.act, ctx.slope, ctx.has_residual = act, slope, residual is not None
-
-
-def affine_gradients(total: Tensor, norm: Norm, needs: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of the norm's weight and bias from ``total`` [2, N, C].
-
-    ``needs`` tells whether the weight and the bias need a gradient. If one does not, None is returned for it.
-    """
-    dweight = dbias = None
-    if norm.weight is not None and needs[0]:
-        dweight = total[1].sum(0).to(norm.weight.dtype)
-    if norm.bias is not None and needs[1]:
-        dbias = total[0].sum(0).to(norm.bias.dtype)
-    return dweight, dbias
 
 
 def _backward(ctx: Any, dy: Tensor | None, _mean: None, _rstd: None) -> tuple[Tensor | None, ...]:

@@ -24,11 +24,10 @@ from ._calls import NormConvCall, NormConvSaved
 from ._checks import check_pixels, check_vectors
 from ._convolution import AtenConvolution
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype, like
-from ._norm import Norm, empty_statistics
+from ._norm import Norm, affine_gradients, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import on_side_stream
 from ._weight_gradients import gradients_to_add_to
-from .instance_norm import affine_gradients
 
 _CONV = "int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups"
 ConvArgs = tuple[list[int], list[int], list[int], bool, list[int], int]

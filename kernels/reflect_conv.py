@@ -42,12 +42,11 @@ from ._checks import (
 from ._convolution import Convolution
 from ._fallback import backward_in_place
 from ._layout import channels_last, empty_channels_last, empty_result, in_dtype
-from ._norm import Norm, empty_statistics
+from ._norm import Norm, affine_gradients, empty_statistics
 from ._operator import operator, refuse_double_backward
 from ._overlap import on_side_stream
 from ._weight_gradients import each_weight, gradients_to_add_to, spread, spread_bias
 from .dispatch import resolve_impl
-from .instance_norm import affine_gradients
 
 
 def reflect_conv2d_ref(

@@ -136,15 +136,14 @@ def _start(
     # The folder is opened after everything that can fail, so that a run that cannot start neither creates nor
     # replaces a folder.
     choice: Choice | None = None
-    compiles = config.run.compile and not _is_replaced(config, device)
-    problem = why_not_compiled(device) if compiles else ""
+    problem = why_not_compiled(device) if _compiles(config, device) else ""
     if overrides.loaders is None:
         choice = choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
     reporter.check()
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
-    engine = _make_engine(config, device, compiles and not problem, overrides, reporter)
+    engine = _make_engine(config, device, not problem, overrides, reporter)
     reporter.check()
     if choice is None:
         loaded = _load_tensors(config, folder, device, overrides)
@@ -205,7 +204,7 @@ def _require_finite(run: Run, overrides: Overrides, state: Mapping[str, Any]) ->
 def _make_engine(
     config: TrainConfig,
     device: torch.device,
-    compiled: bool,
+    compiler_works: bool,
     overrides: Overrides,
     reporter: _Reporter,
 ) -> Engine:
@@ -219,8 +218,8 @@ def _make_engine(
         nets,
         config.optim,
         device,
-        resolve_precision(config.run.precision, device, compiled or _is_replaced(config, device)),
-        compiled,
+        resolve_precision(config.run.precision, device, config.run.compile and compiler_works),
+        _compiles(config, device) and compiler_works,
         config.engine,
         log=reporter.log,
         fixed_sizes=overrides.loaders is None and config.data.preprocess in FIXED_SIZE,
@@ -228,9 +227,9 @@ def _make_engine(
     )
 
 
-def _is_replaced(config: TrainConfig, device: torch.device) -> bool:
-    """Return whether torch.compile was requested and the C++ kernels are used in its place."""
-    return config.run.compile and replaces_compiler(config.model.impl, device)
+def _compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether torch.compile was requested, and the C++ kernels are not used in its place."""
+    return config.run.compile and not replaces_compiler(config.model.impl, device)
 
 
 def _log_deviations(
@@ -247,15 +246,15 @@ def _log_deviations(
         )
     if problem:
         log(f"--compile: {problem}; training continues uncompiled")
-    elif _is_replaced(config, device):
-        log(
-            "--compile: nothing is compiled, because the C++ kernels are faster on a CPU;"
-            " --impl reference compiles PyTorch's operators"
-        )
-    elif config.run.compile:
+    elif _compiles(config, device):
         log(
             "--compile: the first iteration includes compilation, which takes minutes on a CPU; later runs"
             " use the cache"
+        )
+    elif config.run.compile:
+        log(
+            "--compile: nothing is compiled, because the C++ kernels are faster on a CPU"
+            " (--impl reference compiles PyTorch's operators)"
         )
 
 

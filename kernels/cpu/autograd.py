@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .._calls import NormConvCall, NormConvSaved
 from .._layout import in_dtype, like
-from .._norm import Norm
+from .._norm import Norm, affine_gradients
+from .._plain_parts import normalised, reflected, statistics
 from .._weight_gradients import gradients_to_add_to
-from ..instance_norm import affine_gradients, instance_norm_ref
 from . import convolution
 from .operators import LIBRARY
 
@@ -39,6 +39,10 @@ def _differentiable(
     return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)]
 
 
+def _norm_by_pytorch(x: Tensor, norm: Norm) -> Tensor:
+    return normalised(x, norm, *statistics(x, norm.eps)).to(x.dtype)
+
+
 # --- cpp_norm -----------------------------------------------------------------------------------------------
 
 
@@ -59,10 +63,9 @@ def _norm_backward(ctx: Any, g: Tensor | None, *_: None) -> Gradients:
     dx = dweight = dbias = None
     dresidual = g if ctx.has_residual else None
     if torch.is_grad_enabled():
-        options = {"eps": ctx.eps, "act": ctx.act, "slope": ctx.slope}
 
-        def reference(*tensors: Tensor) -> Tensor:
-            return instance_norm_ref(*tensors, **options)
+        def reference(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+            return _norm_by_pytorch(x, Norm(weight, bias, ctx.eps, ctx.act, ctx.slope))
 
         dx, dweight, dbias = _differentiable(reference, (x, weight, bias), needs, g)
     elif any(needs):
@@ -131,10 +134,9 @@ def _reference_of(ctx: Any) -> Callable[..., Tensor]:
     ) -> Tensor:
         y = x
         if ctx.normed:
-            y = instance_norm_ref(x, norm_weight, norm_bias, eps=ctx.eps, act=act, slope=slope)
-        if border:
-            y = torch.nn.functional.pad(y, (border,) * 4, mode="reflect")
-        out: Tensor = torch.ops.aten.convolution(y, weight.to(x.dtype), in_dtype(bias, x.dtype), *conv.flat())
+            y = _norm_by_pytorch(x, Norm(norm_weight, norm_bias, ctx.eps, act, slope))
+        y, bias = reflected(y, border), in_dtype(bias, x.dtype)
+        out: Tensor = torch.ops.aten.convolution(y, weight.to(x.dtype), bias, *conv.flat())
         return out
 
     return reference

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
-from fastcyclegan.engine.choices import EngineChoices, choose
+from fastcyclegan.engine.choices import EngineChoices, choose, may_be_miscompiled
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.testing import make_engine, seeded_networks
 
@@ -39,7 +39,7 @@ PAIRED = {"batching", "pairing"}
 ON_A_GPU = {*PAIRED, "compile_ahead"}
 CASES = [
     ("PyTorch on a CPU only batches", ("reference", CPU), {}, {"batching"}),
-    ("torch.compile on a CPU takes single images", ("reference", CPU, True), {}, {"singly"}),
+    ("so do the C++ kernels, which do not pair", ("cpp", CPU, True), {}, {"batching"}),
     ("kernels pair networks", ("triton", GPU), {}, ON_A_GPU),
     (
         "a compiled run is captured, with weight gradients on their own stream",
@@ -80,6 +80,23 @@ def test_enabled_choices(
     why: str, arguments: tuple[Any, ...], options: dict[str, str], expected: set[str]
 ) -> None:
     assert enabled(chosen(*arguments, **options)) == expected
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_torch_compile_takes_single_images_where_it_may_compute_wrong_gradients(
+    amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has computed NaN for two images at once on a processor with AMX, and not on others."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert enabled(chosen("reference", CPU, True)) == {"singly" if amx else "batching"}
+    assert may_be_miscompiled(CPU, "bf16") == amx
+    assert not may_be_miscompiled(CPU, "fp32")
+    assert not may_be_miscompiled(GPU, "bf16")
+    # The C++ kernels compute the networks, so nothing is compiled.
+    choices = chosen("cpp", CPU, True)
+    assert enabled(choices) == {"batching"}
+    assert not any(choices.compiles(name) for name in choices.cpp_networks)
+    assert choices.cpp_networks == {"G_AB", "G_BA", "D_A", "D_B"}
 
 
 def test_choices_contain_the_requested_settings() -> None:

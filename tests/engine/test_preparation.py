@@ -73,11 +73,12 @@ def test_compiled_gradients_pass_the_parity_rule(precision: str) -> None:
         )
 
 
-def test_networks_compiled_for_a_cpu_receive_one_image_at_a_time() -> None:
-    """Given two images at once, torch 2.13 computes NaN gradients (in bf16, with 3 blocks or more).
+def test_networks_compiled_for_a_cpu_receive_one_image_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given two images at once, torch 2.13 computes NaN gradients (in bf16, with 3 blocks or more, with AMX).
 
     A test that shows this would spend minutes on compiling.
     """
+    monkeypatch.setattr("fastcyclegan.engine.choices.may_be_miscompiled", lambda device, precision: True)
     sizes: list[int] = []
     start = seeded_networks(SMALL, dtype=torch.float64)
     engine, plain = make_engine(start, compiled=True), make_engine(start)
