@@ -143,7 +143,7 @@ def make_builders(size: int, batch: int, config: ModelConfig, fault: bool) -> Bu
         last: dict[str, Any] = {}
         if not is_fast(name):
             run(images[0])
-        remember_compiled(name, code)
+        remember_compiled(name, code, DEVICE)
         with memory:
             run(images[0])
 

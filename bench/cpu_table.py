@@ -1,18 +1,23 @@
 """Measure which operators the C++ kernels compute faster than PyTorch on this processor, and keep the times.
 
-    python -m bench.cpu_table                    # two minutes on two cores
+    python -m bench.cpu_table                    # five minutes on two cores
     python -m bench.cpu_table --processor_check  # prints only this processor's class: avx2, avx512 or amx
 
 The times go into kernels/cpu/tables/<class>.json, which impl="auto" reads. Both implementations of a layer
 take turns in the same run, with as many threads as torch has. A time is the median of a block of rounds, from
-the block with the smallest median. Weights are laid out in advance, as they are when a network is used
-repeatedly. Before a layer is timed, the result of the kernel is compared with float64 on a small image.
+the block with the smallest median. Before a layer is timed, the result of the kernel is compared with float64
+on a small image. Each layer is measured in up to four ways:
 
-The layers are those of the default networks for which there is a kernel: norms, reflection-padded 3x3 and 7x7
+    conv   forward, with a weight that is laid out in advance, as in a network that is used repeatedly
+    once   forward, with a weight as it is, as in training, where it changes in every iteration
+    dgrad  the gradient of the image
+    wgrad  the gradient of the weight, added to another, as in training
+
+The layers are those of the default networks for which there is a kernel: reflection-padded 3x3 and 7x7
 convolutions, and the first and last 4x4 convolutions of the discriminator and the U-Net. bf16 is measured
-with AVX-512 on processors that have instructions for it, and with AVX2 always: without them, PyTorch takes
-many times as long as in fp32. On a processor with AMX, two variables make PyTorch's operators and
-the kernels behave as on one of a lower class:
+with AVX-512 on processors that have instructions for it, and with AVX2 always, where both implementations
+compute in fp32. On a processor with AMX, two variables make PyTorch's operators and the kernels behave as on
+one of a lower class:
 
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python -m bench.cpu_table  # avx2.json
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python -m bench.cpu_table               # avx512.json
@@ -24,14 +29,17 @@ twice the rate of fp32. On Intel's processors with AMX, it does so at less than 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,16 +48,21 @@ from torch import Tensor
 from bench.machine import hardware
 from bench.operators import channels_last
 from fastcyclegan.engine import resolve_precision
-from fastcyclegan.kernels import instance_norm
+from fastcyclegan.kernels._calls import NormConvSaved
 from fastcyclegan.kernels._convolution import AtenConvolution
+from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels.cpu import choice
-from fastcyclegan.kernels.cpu.convolution import By, kind_of, norm_convolve
+from fastcyclegan.kernels.cpu.convolution import By, Op, chosen, gradients, norm_convolve
 from fastcyclegan.kernels.cpu.forms import WeightForms
 from fastcyclegan.kernels.cpu.library import processor, why_not_cpp
 from fastcyclegan.tensor_files import write_atomically
 from fastcyclegan.testing import assert_parity
 
+# How a layer is measured, and the operator that then computes it.
+OPS: dict[str, Op] = {"conv": "conv", "once": "conv", "dgrad": "dgrad", "wgrad": "wgrad"}
 BLOCKS = 3
+# A block ends early after so many seconds, but not before so many rounds.
+BLOCK_SECONDS, LEAST_ROUNDS = 0.5, 3
 # Each timed call takes at least this many seconds, so that short operators are called repeatedly.
 LEAST_SECONDS = 2e-3
 # Layers with more floating-point operations are left out; the most similar smaller one decides for them.
@@ -60,25 +73,28 @@ Times = dict[str, float]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to measure, on one image of ``side`` x ``side`` pixels.
+    """A convolution of one image of ``side`` x ``side`` pixels, measured in the way ``op``, a key of OPS.
 
-    ``op`` is "conv" or "norm", with C input and O output channels. ``reflect`` or ``padding`` is its border.
+    It has C input and O output channels. ``reflect`` or ``padding`` is its border.
     """
 
     op: str
     C: int
     O: int
     side: int
-    k: int = 0
-    stride: int = 0
+    k: int
+    stride: int
     padding: int = 0
     reflect: int = 0
 
     @property
+    def out_side(self) -> int:
+        return (self.side + 2 * (self.padding + self.reflect) - self.k) // self.stride + 1
+
+    @property
     def flops(self) -> int:
-        """Floating-point operations of a convolution; 0 for a norm."""
-        out = (self.side + 2 * (self.padding + self.reflect) - self.k) // max(1, self.stride) + 1
-        return 2 * out * out * self.C * self.O * self.k**2
+        """Floating-point operations, which a gradient has as many of as the convolution itself."""
+        return 2 * self.out_side**2 * self.C * self.O * self.k**2
 
     def key(self, dtype: torch.dtype) -> str:
         """Return the layer's name in the table."""
@@ -89,35 +105,34 @@ class Layer:
         stride, padding = [self.stride] * 2, [self.padding] * 2
         return AtenConvolution(stride, padding, [1, 1], False, [0, 0], 1)
 
+    @property
+    def has_kernel(self) -> bool:
+        x = torch.empty(1, self.C, self.side, self.side, device="meta")
+        weight = torch.empty(self.O, self.C, self.k, self.k, device="meta")
+        return chosen(OPS[self.op], x, weight, self.conv, self.reflect, by="cpp") is not None
 
-def layers() -> Iterator[Layer]:
-    """Yield the layers of the default networks that a C++ kernel can compute."""
-    for C in (64, 128, 256, 512):
-        for side in (256, 128, 64, 32)[int(C > 64) :]:
-            yield Layer("norm", C, C, side)
-    yield Layer("norm", 512, 512, 16)
+
+def layers(op: str) -> Iterator[Layer]:
+    """Yield the layers of the default networks that a C++ kernel can compute, to be measured as ``op``."""
     for C in (64, 128, 256, 512):
         for side in (32, 64, 128):
-            yield Layer("conv", C, C, side, 3, 1, reflect=1)
+            yield Layer(op, C, C, side, 3, 1, reflect=1)
     for side in (64, 128, 256):
         for C, O in ((3, 64), (1, 64), (2, 64), (64, 3), (64, 1), (64, 2)):
-            yield Layer("conv", C, O, side, 7, 1, reflect=3)
+            yield Layer(op, C, O, side, 7, 1, reflect=3)
     for side in (64, 128, 256):
         for C in (3, 1):
-            yield Layer("conv", C, 64, side, 4, 2, padding=1)
+            yield Layer(op, C, 64, side, 4, 2, padding=1)
     for side in (16, 32):
-        yield Layer("conv", 512, 1, side, 4, 1, padding=1)
+        yield Layer(op, 512, 1, side, 4, 1, padding=1)
 
 
 def measured_layers() -> list[Layer]:
-    """Return those of ``layers`` that have a kernel and are not too large."""
-    chosen = []
-    for layer in layers():
-        weight = torch.empty(layer.O, layer.C, layer.k, layer.k, device="meta")
-        has_kernel = layer.op == "norm" or kind_of(layer.conv, weight, layer.reflect) is not None
-        if has_kernel and layer.flops <= MOST_FLOPS:
-            chosen.append(layer)
-    return chosen
+    """Return the layers that have a kernel and are not too large, in each way in which they are measured."""
+    found = []
+    for op in OPS:
+        found += [layer for layer in layers(op) if layer.has_kernel and layer.flops <= MOST_FLOPS]
+    return found
 
 
 def dtypes(kind: str) -> list[torch.dtype]:
@@ -138,30 +153,54 @@ class Case:
         torch.manual_seed(0)
         self.layer, self.dtype = layer, dtype
         self.x = channels_last(1, layer.C, layer.side, layer.side, dtype=dtype)
-        self.weight = torch.randn(layer.O, layer.C, layer.k, layer.k) / math.sqrt(layer.C * layer.k**2 + 1)
+        self.g = channels_last(1, layer.O, layer.out_side, layer.out_side, dtype=dtype)
+        weight = channels_last(layer.O, layer.C, layer.k, layer.k, dtype=torch.float32)
+        self.weight = weight / math.sqrt(layer.C * layer.k**2)
         self.bias = torch.randn(layer.O)
+        # What the weight's gradient is added to, as training does with the second of an iteration.
+        self.total = torch.zeros_like(self.weight)
 
     def run(self, by: By) -> Tensor:
+        """Return the output or the gradient; one of a weight is that of all calls so far."""
         layer = self.layer
-        if layer.op == "norm":
-            return instance_norm(self.x, act="relu", impl="cpp" if by == "cpp" else "reference")
-        return norm_convolve(self.x, None, layer.reflect, self.weight, self.bias, layer.conv, by=by)
+        if OPS[layer.op] == "conv":
+            return norm_convolve(self.x, None, layer.reflect, self.weight, self.bias, layer.conv, by=by).out
+        needs = [layer.op == "dgrad", layer.op == "wgrad", False]
+        empty = self.x.new_empty(0)
+        saved = NormConvSaved(
+            self.x, Norm(), empty, empty, self.weight, empty, layer.reflect, needs, layer.conv
+        )
+        if layer.op == "dgrad":
+            return gradients(self.g, saved, by=by)[0]
+        gradients(self.g, saved, by=by, into=self.total)
+        return self.total
 
     def exact(self) -> Tensor:
-        """Return the float64 result."""
-        layer, x = self.layer, self.x.double()
-        if layer.op == "norm":
-            return F.relu(F.instance_norm(x))
-        if layer.reflect:
-            x = F.pad(x, (layer.reflect,) * 4, mode="reflect")
-        weight, bias = (t.to(self.dtype).double() for t in (self.weight, self.bias))
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        """Return the float64 result of the first call."""
+        layer = self.layer
+        x, weight, bias, g = (t.to(self.dtype).double() for t in (self.x, self.weight, self.bias, self.g))
+        wanted = {"dgrad": x, "wgrad": weight}.get(layer.op)
+        if wanted is not None:
+            wanted.requires_grad_()
+        with torch.enable_grad():
+            if layer.reflect:
+                padded = F.pad(x, (layer.reflect,) * 4, mode="reflect")
+            else:
+                padded = x
+            y = F.conv2d(padded, weight, bias, layer.stride, layer.padding)
+        return y if wanted is None else torch.autograd.grad(y, wanted, g)[0]
 
 
 def require_right(layer: Layer, dtype: torch.dtype) -> None:
     """Raise AssertionError unless the kernel's result on a small image satisfies the parity rule."""
-    small = Case(replace(layer, side=min(layer.side, 24)), dtype)
-    assert_parity(layer.key(dtype), small.run("cpp"), small.run("torch"), small.exact(), dtype)
+    small = replace(layer, side=min(layer.side, 24))
+    ours, pytorch = Case(small, dtype), Case(small, dtype)
+    assert_parity(layer.key(dtype), ours.run("cpp"), pytorch.run("torch"), ours.exact(), dtype)
+
+
+def forms(op: str) -> AbstractContextManager[Any]:
+    """Return the context in which a layer is measured as ``op``: "conv" keeps the forms of weights."""
+    return WeightForms() if op == "conv" else contextlib.nullcontext()
 
 
 def measure(layer: Layer, dtype: torch.dtype, rounds: int) -> Times:
@@ -170,7 +209,7 @@ def measure(layer: Layer, dtype: torch.dtype, rounds: int) -> Times:
     Raises AssertionError if the kernel's result is wrong.
     """
     best: dict[By, float] = {"cpp": math.inf, "torch": math.inf}
-    with torch.inference_mode(), WeightForms():
+    with torch.no_grad(), forms(layer.op):
         require_right(layer, dtype)
         case = Case(layer, dtype)
         for by in best:
@@ -178,7 +217,10 @@ def measure(layer: Layer, dtype: torch.dtype, rounds: int) -> Times:
         repeats = {by: math.ceil(LEAST_SECONDS / _seconds(case, by, 1)) for by in best}
         for _ in range(BLOCKS):
             taken: dict[By, list[float]] = {"cpp": [], "torch": []}
+            end = time.perf_counter() + BLOCK_SECONDS
             for number in range(rounds):
+                if number >= LEAST_ROUNDS and time.perf_counter() > end:
+                    break
                 # Each of the two goes first in every second round.
                 for by in sorted(best, reverse=number % 2 == 1):
                     taken[by].append(_seconds(case, by, repeats[by]))
@@ -201,9 +243,7 @@ def line_of(layer: Layer, dtype: torch.dtype, times: Times) -> str:
     """Return a line to read: the layer, both times, how much faster the kernel is, and its GFLOP/s."""
     cells = f"{layer.key(dtype):<42}{times['cpp']:>10.4g}{times['torch']:>10.4g}"
     cells += f"{times['torch'] / times['cpp']:>10.2f}"
-    if layer.flops:
-        cells += f"{layer.flops / times['cpp'] / 1e6:>10.0f}{layer.flops / times['torch'] / 1e6:>10.0f}"
-    return cells
+    return cells + f"{layer.flops / times['cpp'] / 1e6:>10.0f}{layer.flops / times['torch'] / 1e6:>10.0f}"
 
 
 def text_of(table: dict[str, Times]) -> str:
@@ -223,7 +263,10 @@ def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n\n")[0])
     parser.add_argument("--processor_check", action="store_true", help="only print this processor's class")
     parser.add_argument(
-        "--rounds", type=int, default=7, help=f"rounds in each of {BLOCKS} blocks (default: %(default)s)"
+        "--rounds",
+        type=int,
+        default=7,
+        help=f"most rounds in each of {BLOCKS} blocks (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, help="file to write (default: the table of this class)")
     return parser, parser.parse_args(arguments)

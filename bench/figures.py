@@ -172,6 +172,11 @@ def share_of_ceiling(row: Row, rows: Sequence[Row]) -> tuple[float, str] | None:
     return None
 
 
+def is_ours(row: Row) -> bool:
+    """Return whether a row is that of fastcyclegan with its kernels."""
+    return row.provider.startswith("ours") and row.provider != "ours_without_kernels"
+
+
 def is_ceiling(row: Row) -> bool:
     """Return whether a row is only a reference point for the others, such as a plain copy."""
     return row.provider.partition(" ")[0] in CEILINGS

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.other_runtimes import translator
-from bench.providers import BUILD_ORDER, PROVIDERS, Provider, faulty_copies, tf32
+from bench.providers import BUILD_ORDER, PROVIDERS, Provider, faulty_copies, require_compiler, tf32
 from bench.timing import Unavailable
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.nn.networks import Generator
@@ -44,7 +44,6 @@ class OnProcessor(Provider):
 
 GENERATORS: dict[str, Provider] = {
     **PROVIDERS,
-    "without_kernels": OnProcessor("fastcyclegan without its kernels, impl='reference'", ours=True),
     "ours_fast_fp32": OnProcessor("fastcyclegan, Generator.fast(precision='fp32')", ours=True, fast=True),
     "ours_fast_bf16": OnProcessor(
         "fastcyclegan, Generator.fast(precision='bf16')", ours=True, fast=True, fixed="bf16"
@@ -61,7 +60,6 @@ GENERATOR_BUILD_ORDER = (
     "onnxruntime",
     "openvino_fp32",
     "openvino_bf16",
-    "without_kernels",
     *BUILD_ORDER[1:],
 )
 
@@ -89,6 +87,9 @@ def generator(
     if isinstance(provider, str):
         provider = GENERATORS[provider]
     provider.require(device)
+    if provider.mode is not None:
+        # Translations are compiled even where the kernels replace the compiler in training.
+        require_compiler(device)
     precision = provider.precision(device)
     if fault:
         net = faulty_copies({"G": net})["G"]
@@ -104,10 +105,7 @@ def _network(provider: Provider, net: nn.Module, arguments: dict[str, Any]) -> n
     """Return the provider's own network with the weights of the reference generator ``net``."""
     if not provider.ours:
         return copy.deepcopy(net)
-    impl = "auto"
-    if isinstance(provider, OnProcessor) and not provider.fast:
-        impl = "reference"
-    network = Generator(**arguments, impl=impl)
+    network = Generator(**arguments, impl=provider.impl)
     network.load_state_dict(net.state_dict())
     return network
 

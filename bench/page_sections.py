@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bench.figures import Results, Row, speed_up
+from bench.figures import Results, Row, is_ours, speed_up
 from bench.result_tables import counts_table, ratios, table
 
 BEGIN, END = "<!-- {}: written by bench/report.py from {} -->", "<!-- end of {} -->"
@@ -215,9 +215,7 @@ def _slower(results: Results) -> Iterator[str]:
     cases, uncompiled = [], False
     for group, rows in results.groups.items():
         others = [row for row in rows if row.provider in ("official", "official_compiled")]
-        for ours, other in itertools.product(
-            (row for row in rows if row.provider.startswith("ours")), others
-        ):
+        for ours, other in itertools.product(filter(is_ours, rows), others):
             if factors := list(_worse_than(ours, other)):
                 pair = f"`{ours.provider}` against `{other.provider}`"
                 cases.append(f"- {_capitalised(group)}: {pair}: {', '.join(factors)}.")
@@ -232,9 +230,8 @@ def _slower(results: Results) -> Iterator[str]:
     yield from cases
     if uncompiled and results.machine.get("device") != "cuda":
         yield (
-            "\nOn a CPU, PyTorch's operators compute the training of `ours`, uncompiled, in fp32 and"
-            " channels_last, where PyTorch's instance norm copies each image to contiguous planes and back."
-            " `official_compiled` computes in bf16."
+            "\nOn a CPU, `ours` computes in fp32. `ours_compiled` computes in bf16 if the processor has"
+            " instructions for it, as does `official_compiled`."
         )
 
 

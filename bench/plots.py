@@ -196,6 +196,7 @@ _COLORS = {
     "official_compiled": "tab:brown",
 }
 _COLORS |= {"official_max_autotune": "tab:purple", "ours": "tab:cyan", "ours_compiled": "tab:blue"}
+_COLORS["ours_without_kernels"] = "tab:olive"
 
 
 def _color(row: Row) -> str:

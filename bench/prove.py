@@ -153,7 +153,7 @@ def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Cal
         log(f"{PROVIDERS[name].title}: comparing {STEPS[DEVICE]} iterations with float64")
         step = train_step(name, nets, DEVICE, config=NETWORKS, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
-        remember_compiled(name, code_of("step", size, 1, NETWORKS))
+        remember_compiled(name, code_of("step", size, 1, NETWORKS), DEVICE)
         proof.differences[name], proof.steps[name] = first.differences, step
         info = {"precision": step.precision, "peak_bytes": first.peak_bytes, "first_s": first.seconds[0]}
         entrants[name] = _entrant(step, batches, info)
@@ -217,7 +217,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="image file to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--no_compile", "--no-compile", action="store_true", help="run fastcyclegan without torch.compile"
+        "--no_compile", "--no-compile", action="store_true", help="run fastcyclegan without --compile"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
@@ -249,7 +249,7 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
 
 
 def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> str:
-    """Return the name of fastcyclegan's provider: compiled, unless that is turned off or not possible.
+    """Return the name of fastcyclegan's provider: with --compile, unless it is turned off or impossible.
 
     ``log`` receives a line if compiling will take long, or the reason why it is not possible.
     """

@@ -1,7 +1,8 @@
 """Build the implementations that the benches compare, called providers.
 
 They are the official training step, as people run it today and at its fastest, and that of fastcyclegan with
-and without compilation. All benches take them from the table PROVIDERS.
+and without --compile. On a CPU, that flag only selects bf16, because the C++ kernels replace the compiler;
+there, fastcyclegan without its kernels is compared as well. All benches take them from the table PROVIDERS.
 
 A provider of training steps receives the initial weights of the four networks, and then batches. All start
 from the same weights. ``fault`` injects an error, for the tests of the benches: no figure may be reported for
@@ -25,7 +26,8 @@ from bench.timing import Unavailable
 from fastcyclegan import reference
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.engine import Engine, resolve_precision, why_not_compiled
+from fastcyclegan.engine import Engine, replaces_compiler, resolve_precision, why_not_compiled
+from fastcyclegan.nn.networks import Impl
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import copy_of, seeded_networks
 
@@ -56,6 +58,8 @@ class Provider:
     mode: str | None = None
     """The mode of torch.compile, or None to run uncompiled."""
     channels_last: bool = False
+    impl: Impl = "auto"
+    """What computes fastcyclegan's networks."""
 
     def precision(self, device: str) -> str:
         """Return "fp32" or "bf16". fastcyclegan uses the precision that ``--precision auto`` selects."""
@@ -71,16 +75,33 @@ class Provider:
             return torch.channels_last
         return torch.contiguous_format
 
+    def compiles(self, device: str) -> bool:
+        """Return whether torch.compile compiles the training step on ``device``.
+
+        It does not where the C++ kernels compute fastcyclegan's networks.
+        """
+        if self.mode is None:
+            return False
+        return not self.ours or not replaces_compiler(self.impl, torch.device(device))
+
     def require(self, device: str) -> None:
-        """Raise Unavailable if this provider cannot run on ``device``, or would duplicate another one."""
+        """Raise Unavailable if this provider cannot train on ``device``, or would duplicate another one."""
         if self.strict and device != "cuda":
             raise Unavailable("identical to torch's defaults here: only GPUs have TF32")
         if self.mode == "max-autotune" and device != "cuda":
             raise Unavailable("max-autotune uses CUDA graphs, which need a GPU")
         if self.reduced and self.mode is None and self.precision(device) == "fp32":
             raise Unavailable("this processor has no bf16 instructions")
-        if self.mode is not None and (reason := why_not_compiled(torch.device(device))):
-            raise Unavailable(reason)
+        if self.impl == "reference" and device != "cpu":
+            raise Unavailable("only timed on a CPU")
+        if self.compiles(device):
+            require_compiler(device)
+
+
+def require_compiler(device: str) -> None:
+    """Raise Unavailable if torch.compile does not work on ``device``."""
+    if reason := why_not_compiled(torch.device(device)):
+        raise Unavailable(reason)
 
 
 PROVIDERS = {
@@ -95,8 +116,11 @@ PROVIDERS = {
         reduced=True,
         mode="max-autotune",
     ),
-    "ours": Provider("fastcyclegan, uncompiled", ours=True),
+    "ours": Provider("fastcyclegan, without --compile", ours=True),
     "ours_compiled": Provider("fastcyclegan, --compile", ours=True, mode="default"),
+    "ours_without_kernels": Provider(
+        "fastcyclegan without its kernels, impl='reference'", ours=True, impl="reference"
+    ),
 }
 # Never timed, only used to measure rounding: in another layout PyTorch's convolutions sum in another order.
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
@@ -114,6 +138,7 @@ BUILD_ORDER = (
     "official_bf16",
     "official_compiled",
     "ours",
+    "ours_without_kernels",
     "official_strict",
     "official_max_autotune",
 )
@@ -206,6 +231,8 @@ def _ours(
     options: EngineConfig,
 ) -> TrainStep:
     precision = _precision(provider, device, dtype)
+    if provider.impl != "auto":
+        config = replace(config, impl=provider.impl)
     networks = {name: net.to(dtype) for name, net in build_networks(config).items()}
     for name, net in networks.items():
         net.load_state_dict(nets[name].state_dict())
@@ -216,7 +243,7 @@ def _ours(
         OptimConfig(),
         torch.device(device),
         precision,
-        provider.mode is not None,
+        provider.compiles(device),
         options,
     )
 

@@ -12,6 +12,7 @@ from bench.figures import (
     anchor_of,
     duration,
     is_ceiling,
+    is_ours,
     share_of_ceiling,
     speed_up,
 )
@@ -162,7 +163,7 @@ def ratios(rows: Sequence[Row]) -> Iterator[str]:
 
     Nothing is yielded for a group with fewer than two other providers.
     """
-    ours = [row for row in rows if row.provider.startswith("ours")]
+    ours = [row for row in rows if is_ours(row)]
     others = [row for row in rows if row not in ours and not is_ceiling(row)]
     if not ours or len(others) < 2 or rows[0].info.get("counts_only"):
         return

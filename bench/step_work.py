@@ -114,7 +114,8 @@ def _numel(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def _label(layer: Layer) -> str:
+def label_of(layer: Layer) -> str:
+    """Return a short description of a convolution, with the size of its output."""
     O, side = layer.y[1], f"{layer.y[2]}x{layer.y[3]}"
     label = f"conv {layer.weight[2]}x{layer.weight[3]}, {layer.x[1]} to {O}, {side}"
     if layer.residual:
@@ -130,7 +131,7 @@ def passes(layer: Layer, item: int, forward: int, dgrad: int, wgrad: int, phase:
     ``forward``, ``dgrad`` and ``wgrad`` are the numbers of calls of each pass.
     """
     x, w, y = (_numel(shape) * item for shape in (layer.x, layer.weight, layer.y))
-    label, shapes = _label(layer), (layer.x, layer.weight)
+    label, shapes = label_of(layer), (layer.x, layer.weight)
     convolution = (("forward", forward, x + w + y), ("dgrad", dgrad, y + w + x), ("wgrad", wgrad, x + y + w))
     for name, calls, moved in convolution:
         if calls:

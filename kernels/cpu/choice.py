@@ -24,8 +24,8 @@ Entry = tuple[tuple[float, float, float], bool]
 def key(op: str, dtype: torch.dtype, k: int, stride: int, C: int, O: int, pixels: int) -> str:
     """Return the name of a shape in the table.
 
-    ``op`` is "norm", or of a convolution "conv" (with a weight that is laid out in advance), "once" (with a
-    weight that is not), "dgrad" or "wgrad" (the gradients of the image and of the weight).
+    ``op`` is "conv" (a convolution whose weight is laid out in advance), "once" (one whose weight is not),
+    "dgrad" or "wgrad" (the gradients of the image and of the weight).
     """
     return f"{op} {str(dtype).removeprefix('torch.')} {k}x{k} s{stride} {C}-{O} {pixels}"
 

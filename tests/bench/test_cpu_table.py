@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from bench import cpu_table
-from bench.cpu_table import Layer, dtypes, measured_layers, text_of, write_table
+from bench.cpu_table import OPS, Layer, dtypes, measured_layers, text_of, write_table
 from bench.step_work import layers_of
 from fastcyclegan import reference
 from fastcyclegan.kernels._convolution import AtenConvolution
 from fastcyclegan.kernels.cpu import choice
-from fastcyclegan.kernels.cpu.convolution import kind_of
+from fastcyclegan.kernels.cpu.convolution import chosen
 from fastcyclegan.kernels.cpu.library import why_not_cpp
 
-SMALL = [Layer("norm", 8, 8, 16), Layer("conv", 8, 8, 16, 3, 1, reflect=1), Layer("conv", 3, 8, 16, 4, 2, 1)]
+# Every kernel in every way in which it is measured.
+SMALL = [Layer(op, 8, 8, 16, 3, 1, reflect=1) for op in OPS]
+SMALL += [Layer(op, *channels, 16, 7, 1, reflect=3) for op in OPS for channels in ((3, 8), (8, 3))]
+SMALL += [Layer(op, 3, 8, 16, 4, 2, padding=1) for op in OPS if op != "dgrad"]
+SMALL += [Layer(op, 8, 1, 16, 4, 1, padding=1) for op in OPS]
 needs_kernels = pytest.mark.skipif(why_not_cpp() != "", reason=f"impl='cpp' {why_not_cpp()}")
 
 
@@ -40,7 +44,7 @@ def test_writes_both_times_of_every_layer(tmp_path: Path, capsys: pytest.Capture
     table = json.loads(file.read_text())
     kind = cpu_table.processor()
     assert set(table) == {layer.key(dtype) for layer in SMALL for dtype in dtypes(kind)}
-    assert "conv float32 3x3 s1 8-8 256" in table
+    assert {f"{op} float32 3x3 s1 8-8 256" for op in OPS} <= set(table)
     assert all(set(times) == {"cpp", "torch"} for times in table.values())
     assert all(ms > 0 for times in table.values() for ms in times.values())
     output = capsys.readouterr().out
@@ -68,14 +72,20 @@ def test_what_is_written_is_what_the_choice_reads(tmp_path: Path, monkeypatch: p
 
 @needs_kernels
 @pytest.mark.usefixtures("small")
-def test_a_wrong_result_ends_the_run_without_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cpu_table.norm_convolve
+@pytest.mark.parametrize(("function", "op"), [("norm_convolve", "conv"), ("gradients", "dgrad")])
+def test_a_wrong_result_ends_the_run_without_a_table(
+    function: str, op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(cpu_table, function)
 
-    def wrong(*arguments: Any, by: str, **options: Any) -> torch.Tensor:
-        return right(*arguments, by=by, **options) * (1.01 if by == "cpp" else 1)  # type: ignore[arg-type]
+    def wrong(*arguments: Any, by: str, **options: Any) -> Any:
+        result = right(*arguments, by=by, **options)
+        for tensor in result if isinstance(result, tuple) else (result.out,):
+            tensor.mul_(1.01 if by == "cpp" else 1)
+        return result
 
-    monkeypatch.setattr(cpu_table, "norm_convolve", wrong)
-    with pytest.raises(AssertionError, match="conv float32 3x3 s1 8-8 256: relative error"):
+    monkeypatch.setattr(cpu_table, function, wrong)
+    with pytest.raises(AssertionError, match=f"{op} float32 3x3 s1 8-8 256: relative error"):
         run(tmp_path / "table.json")
     assert not (tmp_path / "table.json").exists()
 
@@ -126,7 +136,7 @@ def test_bf16_is_only_measured_where_there_are_instructions(monkeypatch: pytest.
 def test_the_layers_of_the_default_networks_are_measured() -> None:
     """Every convolution of the default networks for which there is a kernel has an entry that decides it."""
     measured = {(layer.op, layer.k, layer.stride) for layer in measured_layers()}
-    exact = {(layer.k, layer.C, layer.O, layer.side**2) for layer in measured_layers() if layer.op == "conv"}
+    exact = {(layer.op, layer.k, layer.C, layer.O, layer.side**2) for layer in measured_layers()}
     with_a_kernel = set()
     for net in (reference.Generator(), reference.Discriminator(), reference.UnetGenerator()):
         for layer in layers_of(net, (256, 256), 1):
@@ -134,10 +144,13 @@ def test_the_layers_of_the_default_networks_are_measured() -> None:
             assert isinstance(conv, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
             transposed = isinstance(conv, torch.nn.ConvTranspose2d)
             call = AtenConvolution(list(conv.stride), [0, 0], [1, 1], transposed, [0, 0], 1)
-            k, stride = conv.kernel_size[0], conv.stride[0]
-            if kind_of(call, conv.weight, 0) is not None:
-                assert ("conv", k, stride) in measured
-                with_a_kernel.add((k, layer.weight[1], layer.weight[0]))
-    assert with_a_kernel == {(7, 3, 64), (3, 256, 256), (7, 64, 3), (4, 3, 64), (4, 512, 1)}
-    assert with_a_kernel <= {(k, C, O) for k, C, O, _ in exact}
-    assert (3, 256, 256, 64 * 64) in exact
+            x, k, stride = torch.empty(layer.x, device="meta"), conv.kernel_size[0], conv.stride[0]
+            for name, op in OPS.items():
+                if chosen(op, x, conv.weight, call, 0, "cpp") is not None:
+                    assert (name, k, stride) in measured
+                    with_a_kernel.add((name, k, layer.weight[1], layer.weight[0]))
+    kernels = {(7, 3, 64), (3, 256, 256), (7, 64, 3), (4, 3, 64), (4, 512, 1)}
+    strided = ("dgrad", 4, 3, 64)
+    assert with_a_kernel == {(op, *kernel) for op in OPS for kernel in kernels} - {strided}
+    assert with_a_kernel <= {(op, k, C, O) for op, k, C, O, _ in exact}
+    assert {(op, 3, 256, 256, 64 * 64) for op in OPS} <= exact

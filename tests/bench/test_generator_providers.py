@@ -77,7 +77,7 @@ def test_a_missing_package_is_a_reason(name: str, missing: str, monkeypatch: pyt
 
 
 def test_what_only_runs_on_a_processor_is_skipped_on_a_gpu() -> None:
-    for name in (*RUNTIMES, "without_kernels", "ours_fast_fp32"):
+    for name in (*RUNTIMES, "ours_without_kernels", "ours_fast_fp32"):
         with pytest.raises(Unavailable, match="only timed on a CPU"):
             GENERATORS[name].require("cuda")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bench import prove
@@ -21,6 +22,7 @@ from bench.parity import EXACT, FORWARD, Judge, require
 from bench.providers import Provider, Unavailable, plain_networks, train_step
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.kernels.cpu.library import why_not_cpp
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,18 @@ def test_prints_and_draws_a_passing_proof(tmp_path: Path, capsys: pytest.Capture
     with Image.open(tmp_path / "proof.png") as image:
         assert image.size[0] > 6 * 128
         assert np.asarray(image).std() > 10
+
+
+@pytest.mark.skipif(why_not_cpp() != "", reason=f"impl='cpp' {why_not_cpp()}")
+def test_with_kernels_for_the_processor_nothing_is_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", None)
+    assert run(folder=tmp_path) == 0
+    logged = capsys.readouterr().out
+    assert "On a CPU nothing is compiled: the speed-up is that of the C++ kernels" in logged
+    assert "compiling fastcyclegan first" not in logged
+    assert "not compiled: " not in logged
 
 
 def test_shows_no_speed_if_parity_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ SMALLER = {
     "profile_step.py --provider ours_compiled": "profile_step.py --provider ours --size 32 --blocks 1",
     "pytest bench/ ": "pytest bench/ --bench-quick -k 'instance_norm and not compiled' ",
     "bench/bench_NAME.py": "bench/bench_instance_norm.py --bench-quick -k 'not compiled'",
-    "bench/bench_generator.py bench/bench_translate.py bench/bench_processor.py": (
+    "bench/bench_train_step.py bench/bench_generator.py bench/bench_translate.py bench/bench_processor.py": (
         "bench/bench_processor.py --bench-quick"
     ),
     "bench/bench_accelerate.py": "bench/bench_accelerate.py --bench-quick -k 'not compiled'",
@@ -86,6 +86,9 @@ ELSEWHERE = {
     "python scripts/profile_step.py": PROFILE,
     "python scripts/profile_step.py --provider ours_compiled --output *": PROFILE,
     "python -m bench.cpu_table": ("tests/bench/test_cpu_table.py::test_writes_both_times_of_every_layer"),
+    "python -m bench.layer_shares": (
+        "tests/bench/test_layer_shares.py::test_prints_every_call_and_the_whole_iteration"
+    ),
     "python -m bench.loss_curves": "tests/pages/test_long_commands.py::test_loss_curves",
     "python scripts/gpu_suite.py*": "tests/bench/test_rehearsal.py::test_rehearses_a_stage",
     "timeout 200 python -m bench.gpu_options*": (

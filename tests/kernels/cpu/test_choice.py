@@ -59,11 +59,24 @@ def test_another_dtype_kernel_stride_or_operator_does_not_decide(table: Path) ->
     assert not choice.is_faster("transposed", torch.float32, 3, 1, *size)
 
 
+@pytest.mark.parametrize("op", ["once", "dgrad", "wgrad"])
+def test_without_times_of_a_gradient_those_of_the_convolution_decide(table: Path, op: str) -> None:
+    shape = (torch.float32, 3, 1, 256, 256, 4096)
+    faster = {choice.key("conv", *shape): {"cpp": 0.5, "torch": 1.0}}
+    table.write_text(json.dumps(faster))
+    assert choice.is_faster(op, *shape)
+    _forget()
+    table.write_text(json.dumps(faster | {choice.key(op, *shape): {"cpp": 2.0, "torch": 1.0}}))
+    assert not choice.is_faster(op, *shape)
+    assert choice.is_faster("conv", *shape)
+
+
 @pytest.mark.parametrize("file", sorted(choice.TABLES.glob("*.json")), ids=lambda file: file.stem)
 def test_shipped_tables_can_be_read(file: Path) -> None:
     assert file.stem in ("avx2", "avx512", "amx")
     for name, times in choice.times(file.stem).items():
         op, dtype, kernel, stride, channels, pixels = name.split()
+        assert op in ("conv", "once", "dgrad", "wgrad")
         C, O = map(int, channels.split("-"))
         size = (int(kernel.split("x")[0]), int(stride[1:]), C, O, int(pixels))
         assert choice.key(op, getattr(torch, dtype), *size) == name
