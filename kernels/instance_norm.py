@@ -211,8 +211,8 @@ def instance_norm(
     may be 0. channels_last and contiguous memory are read directly, and any other layout is copied once.
     weight, bias: [C] or None, in fp32 or the dtype of x. act: "none", "relu" or "leaky_relu" with negative
     ``slope``. residual: like x, added after the activation. impl: "triton", "cpp", "reference"
-    (plain PyTorch) or "auto", which is Triton on an NVIDIA GPU, the C++ kernels on a CPU where no gradient is
-    asked for, and the reference elsewhere; where one is, "cpp" is the reference too. If a kernel does not
+    (plain PyTorch) or "auto", which is Triton on an NVIDIA GPU, the C++ kernels on a CPU that supports them,
+    and the reference elsewhere. If a kernel does not
     compile or launch, "auto" warns once and falls back to PyTorch, and "triton" raises KernelError.
 
     The result has the shape, dtype and layout of x. Statistics and sums are computed in fp32 for every dtype.

@@ -317,8 +317,8 @@ def reflect_conv2d(
     where N is a multiple of P: image n uses weight n // (N / P). bias: [O] or None; with a list of weights, a
     list of P biases (all tensors or all None), or one bias that all weights share. Under autocast, x is cast
     as for PyTorch's convolutions. impl: "triton", "cpp", "reference" (``F.pad`` and ``F.conv2d``) or "auto",
-    which is Triton on an NVIDIA GPU, whichever is faster on a CPU where no gradient is asked for, and the
-    reference elsewhere; where one is, "cpp" is the reference too. If a kernel does not compile or launch,
+    which is Triton on an NVIDIA GPU, the C++ kernels or PyTorch, whichever is faster, on a CPU that supports
+    them, and the reference elsewhere. If a kernel does not compile or launch,
     "auto" warns once and falls back to PyTorch, and "triton" raises KernelError.
 
     The result is [N, O, H', W'] in channels_last and in the dtype of x, with H' = H + 2 padding - k + 1. Sums

@@ -272,8 +272,8 @@ def residual_block(
     copied once. weight1, weight2: [C, C, 3, 3] in the dtype of x or in fp32 (then rounded on use), or two
     lists of P such weights, where N is a multiple of P: image n uses weights n // (N / P). Under autocast, x
     is cast as for PyTorch's convolutions. impl: "triton", "cpp", "reference" or "auto", which is Triton on an
-    NVIDIA GPU, whichever is faster on a CPU where no gradient is asked for, and the reference elsewhere;
-    where one is, "cpp" is the reference too. If a kernel does not compile or launch, "auto" warns once and
+    NVIDIA GPU, the C++ kernels or PyTorch, whichever is faster, on a CPU that supports them, and the reference
+    elsewhere. If a kernel does not compile or launch, "auto" warns once and
     falls back to PyTorch, and "triton" raises KernelError.
 
     The result is in channels_last and in the dtype of x. Sums and statistics are computed in fp32, and fp32

@@ -46,7 +46,6 @@ def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
 def computed_by(net: nn.Module) -> str:
     """Return the implementation that computes ``net`` on its current device: "triton", "cpp" or "reference".
 
-    On a CPU it depends on whether a gradient is asked for.
     If its ``impl`` does not support its parameters, or it has no parameters, return a text that explains
     this.
     """
@@ -91,9 +90,8 @@ class Generator(reference.Generator, Pretrained, Fast):
     has the dtype of the weights.
 
     ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" our kernels for
-    NVIDIA GPUs and "cpp" those for CPUs, which serve where no gradient is asked for; "auto" uses the kernels
-    on devices that they support, and on a CPU those that are faster than PyTorch's operators. With
-    ``recompute=True``, only the convolutions' outputs are kept for the backward, which computes their
+    NVIDIA GPUs and "cpp" those for CPUs; "auto" uses the kernels on devices that they support, and on a CPU
+    those that are faster than PyTorch's operators. With ``recompute=True``, only the convolutions' outputs are kept for the backward, which computes their
     normalised inputs again. This takes half the memory, but each normalised input is written once more. With
     ``recompute=False``, both are kept, except in residual blocks, which always recompute. ``norm`` is
     "instance", "batch", "none", or a callable that builds a norm for a number of channels, such as

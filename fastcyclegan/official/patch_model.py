@@ -221,8 +221,8 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
     """Make a checkout's ``BaseModel.setup`` check our flags first.
 
     ``module`` is the checkout's models/base_model.py. Flags that the model does not support raise UserError
-    before anything runs. On a GPU, ``setup`` also converts our networks to channels_last, the layout that the
-    kernels read.
+    before anything runs. Where kernels compute our networks, ``setup`` also converts them to channels_last,
+    the layout that the kernels read.
     """
     cls = getattr(module, "BaseModel", None)
     official = getattr(cls, "setup", None)
@@ -241,7 +241,7 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
             net = getattr(self, f"net{name}")
             if isinstance(net, nn.DataParallel):
                 net = net.module
-            if is_ours(net) and next(net.parameters()).is_cuda:
+            if is_ours(net) and (next(net.parameters()).is_cuda or computed_by(net) == "cpp"):
                 net.to(memory_format=torch.channels_last)
         return result
 
