@@ -251,7 +251,7 @@ def _weight_gradient(g: Tensor, saved: NormConvSaved, by: By, into: Tensor | Non
 
 
 def _input_of(saved: NormConvSaved) -> Tensor:
-    """Return the convolution's input, with or without its border: the norm's output, kept or computed again."""
+    """Return the convolution's input, with or without its border: the norm's output, kept or made again."""
     if not saved.normed:
         return saved.x
     if saved.y.dim() > 1:

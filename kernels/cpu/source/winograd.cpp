@@ -107,8 +107,9 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c, boo
 // Transforms the weights of output o and LANES inputs from c for the gradient of the image: a convolution from O to C
 // channels with the kernels turned by 180 degrees.
 void transform_turned(const float* w, float* u, int O, int C, int o, int c, bool half) {
-    Floats g[9];
-    for (int k = 0; k < 9; k++) g[8 - k] = load(w + (size_t(o) * 9 + k) * C + c, C - c);
+    Floats g[9] = {};
+    // The last panel can end with a vector that has no channel.
+    for (int k = 0; k < 9 && c < C; k++) g[8 - k] = load(w + (size_t(o) * 9 + k) * C + c, C - c);
     for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
     float* to = u + (size_t(c / PANEL) * POINTS * O + o) * PANEL + c % PANEL;
     transform_kernel(g, [&](int k, Floats value) { store(to + size_t(k) * O * PANEL, value); });
