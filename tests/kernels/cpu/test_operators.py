@@ -80,6 +80,19 @@ def test_convolutions_pass_opcheck(changes: dict[str, Any], dtype: torch.dtype, 
     torch.library.opcheck(OPS.cpp_norm_conv, arguments)
 
 
+@pytest.mark.parametrize("layout", ["first", "gaps"])
+@pytest.mark.parametrize("changes", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_images_of_a_convolution_in_any_layout(changes: dict[str, Any], layout: str) -> None:
+    arguments = _conv_arguments(FP32, **changes)
+    results = []
+    for x in (images(*arguments[0].shape), images(*arguments[0].shape, layout=layout)):
+        leaves = [x.copy_(arguments[0]).requires_grad_(), arguments[3].clone().requires_grad_()]
+        y = OPS.cpp_norm_conv(leaves[0], *arguments[1:3], leaves[1], *arguments[4:])[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for ours, expected in zip(*results, strict=True):
+        assert_same_bits("other layout", ours, expected)
+
+
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_gradients_pass_opcheck(dtype: torch.dtype) -> None:
     x, weight, bias, *_ = _norm_arguments(dtype)
