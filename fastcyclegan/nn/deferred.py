@@ -173,7 +173,7 @@ class Deferred:
         fits = fits and conv.weight.dtype in (dtype, torch.float32)
         if self.impl == "cpp" and fits and dtype in CPP_DTYPES:
             self._cast(dtype)
-            self._convolve_on_cpu(convs, biases, following)
+            self._convolve_on_cpu(convs, biases, following, recompute)
             return
         use_kernels = self.impl == "triton" and fits
         if use_kernels and self.border and _supports_reflection(conv, self.x, dtype, len(convs)):
@@ -220,13 +220,15 @@ class Deferred:
         options: dict[str, Any] = {"recompute": recompute, "required": self.required, **self._norm_options()}
         return norm_conv(x, conv.weight, bias, sizes, border=self.border, **options)
 
-    def _convolve_on_cpu(self, convs: Layers, biases: list[Tensor], following: Layers | None) -> None:
+    def _convolve_on_cpu(
+        self, convs: Layers, biases: list[Tensor], following: Layers | None, recompute: bool
+    ) -> None:
         """Replace x with its convolution, computed on a CPU together with the pending operations."""
         from fastcyclegan.kernels.cpu.calls import norm_conv as norm_conv_on_cpu
 
         tanh = _tanh_after(following)
         norm: Any = self.norm
-        options: dict[str, Any] = {"border": self.border, "required": self.required}
+        options: dict[str, Any] = {"border": self.border, "required": self.required, "recompute": recompute}
         options["float_out"] = tanh is not None
         if norm is not None:
             options["norm"] = Norm(norm.weight, norm.bias, norm.eps, self.act, self.slope)

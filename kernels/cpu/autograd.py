@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._calls import NormConvCall, NormConvSaved
-from .._layout import in_dtype, like
+from .._layout import in_dtype
 from .._norm import Norm, affine_gradients
 from .._plain_parts import normalised, reflected, statistics
 from .._weight_gradients import gradients_to_add_to
@@ -32,11 +32,16 @@ def _differentiable(
     reference: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], g: Tensor
 ) -> list[Tensor | None]:
     """Return the gradients of ``reference(*tensors)`` that ``needs`` selects, which can be differentiated."""
+    # Views, because x may have been computed from the weight, for example if that is used twice. How x
+    # depends on the weight is no part of this operator's gradient.
+    views = [None if t is None else t.view_as(t) for t in tensors]
+    wanted = [t for t, need in zip(views, needs, strict=True) if need and t is not None]
+    if not wanted:
+        return [None] * len(views)
     with torch.autocast("cpu", enabled=False):
-        y = reference(*tensors)
-    wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+        y = reference(*views)
     found = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), create_graph=True))
-    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)]
+    return [next(found) if need and t is not None else None for t, need in zip(views, needs, strict=True)]
 
 
 def _norm_by_pytorch(x: Tensor, norm: Norm) -> Tensor:
@@ -69,7 +74,7 @@ def _norm_backward(ctx: Any, g: Tensor | None, *_: None) -> Gradients:
 
         dx, dweight, dbias = _differentiable(reference, (x, weight, bias), needs, g)
     elif any(needs):
-        dx, total = OPS.cpp_norm_backward(like(g, x), x, weight, bias, mean, rstd, ctx.act, ctx.slope)
+        dx, total = OPS.cpp_norm_backward(g, x, weight, bias, mean, rstd, ctx.act, ctx.slope)
         dweight, dbias = affine_gradients(total, Norm(weight, bias), needs[1:])
     return dx if needs[0] else None, dweight, dbias, dresidual, None, None, None
 

@@ -40,14 +40,15 @@ def norm_conv(
     """Convolve act(IN(x)), or x if ``norm`` is None, after padding it with ``border`` reflected pixels.
 
     x: [N, C, H, W] in any layout, fp32 or bf16. weight and bias: in the dtype of x, or fp32 (then rounded on
-    use). If ``required`` is true, the C++ kernels compute every convolution that they support; otherwise only
-    those for which they were measured to be faster than PyTorch. The result is in channels_last, and in the
-    dtype of x or, with ``float_out``, in fp32.
+    use). If ``recompute`` is false, the output of the norm is kept for the backward, which otherwise computes
+    it again. If ``required`` is true, the C++ kernels compute every convolution that they support; otherwise
+    only those for which they were measured to be faster than PyTorch. The result is in channels_last, and in
+    the dtype of x or, with ``float_out``, in fp32.
     """
     given = norm if norm is not None else Norm()
     tensors = (channels_last(x), given.weight, given.bias, weight, bias)
-    # y is kept only for a gradient.
-    recompute = recompute or not asks_gradient(x, (*tensors[1:],))
+    # y is kept only for a gradient, and not in a compiled graph, because its size depends on what is chosen.
+    recompute = recompute or torch.compiler.is_compiling() or not asks_gradient(x, tensors[1:])
     options = (norm is not None, given.eps, given.act, given.slope, border, recompute)
     by = "cpp" if required else "auto"
     out: Tensor = torch.ops.fastcyclegan.cpp_norm_conv(*tensors, *options, *conv.flat(), float_out, by)[0]

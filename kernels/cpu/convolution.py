@@ -118,10 +118,12 @@ def norm_convolve(
 ) -> Results:
     """Convolve act(IN(x)), or x if ``norm`` is None, after padding it with ``border`` reflected pixels.
 
-    x is [N, C, H, W] in fp32 or bf16. weight and bias have its dtype or are fp32 (then rounded on use).
+    x is [N, C, H, W] in any layout, in fp32 or bf16. weight and bias have its dtype or are fp32 (then rounded
+    on use).
     ``by`` selects the C++ kernels, PyTorch, or the faster one. The output is in channels_last, and in the
     dtype of x or, with ``float_out``, in fp32.
     """
+    x = channels_last(x)
     kind = chosen("conv", x, weight, conv, border, by)
     calls = _record.get()
     if calls is not None:
@@ -139,7 +141,7 @@ def norm_convolve(
         return Results(out, mean, rstd, y)
     if border:
         x = functions.pad(x, border)
-    out = _by_pytorch(channels_last(x), weight, in_dtype(bias, x.dtype), conv)
+    out = _by_pytorch(x, weight, in_dtype(bias, x.dtype), conv)
     return Results(out.float() if float_out else out, mean, rstd, y)
 
 
@@ -189,10 +191,10 @@ def gradients(
     """Return the gradients dx, dweight and dbias of ``norm_convolve``, and the norm's total [2, N, C].
 
     Those that ``saved.needs`` does not ask for are empty, but with a norm, dx and total are always computed.
-    dweight is in the layout and dtype of the weight. If ``into`` is given, it is the weight's gradient so
-    far, to which dweight is added; the dweight that is returned is then empty.
+    dx is in channels_last, and dweight in the layout and dtype of the weight. If ``into`` is given, it is the
+    weight's gradient so far, to which dweight is added; the dweight that is returned is then empty.
     """
-    x, weight, needs = saved.x, saved.weight, saved.needs
+    x, weight, needs = channels_last(saved.x), saved.weight, saved.needs
     g = channels_last(g.to(x.dtype))
     dx, dweight, dbias = empty_result(x), empty_result(x), empty_result(x)
     total = empty_result(x, torch.float32)
@@ -256,7 +258,7 @@ def _input_of(saved: NormConvSaved) -> Tensor:
         return saved.x
     if saved.y.dim() > 1:
         return saved.y
-    return functions.norm_again(saved.x, saved.norm, saved.mean, saved.rstd)
+    return functions.norm_again(channels_last(saved.x), saved.norm, saved.mean, saved.rstd)
 
 
 def _gradient_by_pytorch(which: int, g: Tensor, x: Tensor, weight: Tensor, conv: AtenConvolution) -> Tensor:

@@ -74,8 +74,8 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of x, in its layout, and the sums [2, N, C] of dz and of dz * x-hat over an image.
 
-    g is the gradient of the norm's output. If that has a ``border``, g is in channels_last, and its border
-    has been folded.
+    x is dense. g is the gradient of the norm's output. If that has a ``border``, both are in channels_last,
+    and the border of g has been folded.
     """
     dx, total = torch.empty_like(x), x.new_zeros((2, *x.shape[:2]), dtype=torch.float32)
     if not x.numel():

@@ -187,14 +187,14 @@ def cpp_norm_conv(*arguments: Any) -> Four:
 def _(*arguments: Any) -> Four:
     call, float_out, by = _split(arguments)
     _check_norm_conv(call)
-    x = functions.empty_bordered(call.x, call.border)
-    out = torch.ops.aten.convolution(x, call.weight.to(x.dtype), None, *call.conv.flat())
-    y = empty_result(x)
+    padded = functions.empty_bordered(call.x, call.border)
+    out = torch.ops.aten.convolution(padded, call.weight.to(padded.dtype), None, *call.conv.flat())
+    y = empty_result(padded)
     if call.normed and not call.recompute:
         kind = convolution.chosen("conv", call.x, call.weight, call.conv, call.border, by)
-        y = torch.empty_like(call.x) if kind == "winograd" else x
-    out = empty_channels_last(out, out.shape, torch.float32 if float_out else x.dtype)
-    return out, *empty_statistics(x, call.normed), y
+        y = empty_channels_last(call.x, call.x.shape) if kind == "winograd" else padded
+    out = empty_channels_last(out, out.shape, torch.float32 if float_out else padded.dtype)
+    return out, *empty_statistics(padded, call.normed), y
 
 
 @_operator(
@@ -213,7 +213,7 @@ def _(g: Tensor, *arguments: Any) -> Four:
     *flat, _ = arguments
     saved = NormConvSaved.of(*flat)
     x, weight, needs = saved.x, saved.weight, saved.needs
-    dx = torch.empty_like(x) if saved.normed or needs[0] else empty_result(x)
+    dx = empty_channels_last(x, x.shape) if saved.normed or needs[0] else empty_result(x)
     dweight = torch.empty_like(weight) if needs[1] else empty_result(x)
     dbias = weight.new_empty(saved.conv.out_channels(weight)) if needs[2] else empty_result(x)
     total = (2, *x.shape[:2]) if saved.normed else (0,)

@@ -15,9 +15,11 @@ from fastcyclegan.kernels.cpu import choice, convolution, functions
 from fastcyclegan.kernels.cpu.convolution import By, norm_convolve
 from fastcyclegan.kernels.cpu.forms import WeightForms
 from fastcyclegan.testing import assert_parity, assert_same_bits
+from tests.kernels.cpu.cases import LAYERS
 from tests.kernels.cpu.processor import BF16, FP32, images, padded
 
 SAME = Convolution().aten
+OPERATORS: tuple[convolution.Op, ...] = ("conv", "dgrad", "wgrad")
 
 
 @pytest.fixture(autouse=True)
@@ -53,27 +55,31 @@ def test_kind(conv: AtenConvolution, shape: tuple[int, ...], border: int, expect
 
 def test_the_table_decides_unless_the_kernels_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = images(1, 8, 6, 6), torch.randn(8, 8, 3, 3)
-    for is_faster in (True, False):
-        monkeypatch.setattr(choice, "is_faster", lambda *_, answer=is_faster: answer)
-        assert convolution.chosen(x, weight, SAME, 1, "auto") == ("winograd" if is_faster else None)
-        assert convolution.chosen(x, weight, SAME, 1, "cpp") == "winograd"
-        assert convolution.chosen(x, weight, SAME, 1, "torch") is None
+    operands = (x, weight, SAME, 1)
+    for op in OPERATORS:
+        for is_faster in (True, False):
+            monkeypatch.setattr(choice, "is_faster", lambda *_, answer=is_faster: answer)
+            assert convolution.chosen(op, *operands, "auto") == ("winograd" if is_faster else None)
+            assert convolution.chosen(op, *operands, "cpp") == "winograd"
+            assert convolution.chosen(op, *operands, "torch") is None
 
 
-OPTIONS: list[dict[str, Any]] = [
-    {"shape": (2, 16, 7, 9), "weight": (24, 16, 3, 3), "border": 1, "normed": True},
-    {"shape": (2, 16, 7, 9), "weight": (24, 16, 3, 3), "border": 0, "normed": True},
-    {"shape": (1, 3, 8, 9), "weight": (16, 3, 7, 7), "border": 3, "normed": False},
-    {"shape": (1, 20, 8, 9), "weight": (3, 20, 7, 7), "border": 3, "normed": True},
-    {"shape": (1, 16, 8, 9), "weight": (24, 16, 5, 5), "border": 2, "normed": True},
-    {"shape": (1, 16, 8, 10), "weight": (24, 16, 3, 3), "conv": Convolution(2, 1), "normed": True},
-    {"shape": (1, 16, 8, 10), "weight": (16, 24, 3, 3), "conv": Convolution(2, 1, True, 1), "normed": True},
-]
+def test_a_weight_that_is_transformed_on_every_call_has_times_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(choice, "is_faster", lambda op, *_: asked.append(op) or True)
+    operands = (images(1, 8, 6, 6), torch.randn(8, 8, 3, 3), SAME, 1)
+    for op in OPERATORS:
+        convolution.chosen(op, *operands)
+    with WeightForms():
+        convolution.chosen("conv", *operands)
+    assert asked == ["once", "dgrad", "wgrad", "conv"]
 
 
 @pytest.mark.parametrize("by", ["cpp", "torch"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_norm_and_convolution_equal_float64(case: dict[str, Any], dtype: torch.dtype, by: By) -> None:
     x, weight = images(*case["shape"], dtype=dtype), torch.randn(case["weight"]) / 5
     conv = case.get("conv", Convolution())
@@ -82,7 +88,7 @@ def test_norm_and_convolution_equal_float64(case: dict[str, Any], dtype: torch.d
     norm = (
         Norm(torch.rand(x.shape[1]) + 0.5, torch.randn(x.shape[1]), 1e-5, "relu") if case["normed"] else None
     )
-    ours = norm_convolve(x, norm, border, weight, bias, conv.aten, by=by)
+    ours = norm_convolve(x, norm, border, weight, bias, conv.aten, by=by).out
 
     def compute(x: Tensor, kind: torch.dtype) -> Tensor:
         if norm is not None:
@@ -92,12 +98,12 @@ def test_norm_and_convolution_equal_float64(case: dict[str, Any], dtype: torch.d
 
     assert_parity("convolution", ours, compute(x, dtype), compute(x.double(), torch.float64), dtype)
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    wide = norm_convolve(x, norm, border, weight, bias, conv.aten, by=by, float_out=True)
+    wide = norm_convolve(x, norm, border, weight, bias, conv.aten, by=by, float_out=True).out
     assert wide.dtype == FP32
     assert_same_bits("rounded", wide.to(dtype), ours)
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("case", LAYERS, ids=str)
 @pytest.mark.parametrize("by", ["cpp", "torch"])
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_kept_forms_give_the_same_bits(
@@ -108,13 +114,12 @@ def test_kept_forms_give_the_same_bits(
     x, weight = images(*case["shape"], dtype=dtype), torch.randn(case["weight"])
     conv = case.get("conv", Convolution()).aten
     forms = WeightForms()
+    arguments = (x, None, case.get("border", 0), weight, None, conv)
     for _ in range(2):
-        expected = norm_convolve(x, None, case.get("border", 0), weight, None, conv, by=by)
+        expected = norm_convolve(*arguments, by=by).out
         for _ in range(2):
             with forms:
-                assert_same_bits(
-                    "kept", norm_convolve(x, None, case.get("border", 0), weight, None, conv, by=by), expected
-                )
+                assert_same_bits("kept", norm_convolve(*arguments, by=by).out, expected)
         weight.data.mul_(1.5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from fastcyclegan.kernels import instance_norm_ref
 from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels.cpu import functions, native
 from fastcyclegan.testing import assert_parity
+from tests.kernels.cpu.cases import CONVOLUTIONS, NORMS, ConvCase, NormCase
 from tests.kernels.cpu.processor import (
     BF16,
     FP32,
@@ -33,37 +33,6 @@ def seed() -> None:
 # --- Norms --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class NormCase:
-    why: str
-    shape: tuple[int, ...]
-    act: str = "relu"
-    affine: bool = False
-    residual: bool = False
-    border: int = 0
-    layout: str = "last"
-
-
-# Vectors have 8 or 16 channels, chunks 64 pixels; several chunks are joined.
-NORMS = [
-    NormCase("one chunk, fewer channels than a vector", (2, 5, 4, 4)),
-    NormCase("a vector and a bit, several chunks", (1, 17, 9, 11), "leaky_relu", True, True),
-    NormCase("wide groups of vectors and rest", (1, 150, 8, 9), "none", True),
-    NormCase("a real width with a border", (1, 256, 5, 4), border=1),
-    NormCase("a border of three, affine", (2, 24, 4, 6), "leaky_relu", True, border=3),
-    NormCase("a border as wide as the image allows", (1, 3, 2, 5), "none", border=1),
-    NormCase("the fewest pixels that have a variance", (2, 3, 1, 2), "none", True),
-    NormCase("one channel", (3, 1, 9, 20)),
-    NormCase("a signal", (2, 6, 77), "relu", True),
-    NormCase("a volume", (1, 4, 3, 5, 6), "leaky_relu", True, True),
-    NormCase("planes", (2, 3, 10, 11), "leaky_relu", True, True, layout="first"),
-    NormCase("planes of more than a part", (1, 2, 41, 53), "relu", layout="first"),
-    NormCase("planes with a border", (1, 2, 5, 6), border=2, layout="first"),
-    NormCase("a signal in planes", (1, 3, 257), "none", True, layout="first"),
-    NormCase("not dense", (2, 5, 4, 6), "relu", layout="gaps"),
-]
-
-
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 @pytest.mark.parametrize("case", NORMS, ids=lambda case: case.why)
 def test_norms_equal_float64(case: NormCase, dtype: torch.dtype) -> None:
@@ -72,7 +41,7 @@ def test_norms_equal_float64(case: NormCase, dtype: torch.dtype) -> None:
     weight, bias = (torch.randn(C), torch.randn(C)) if case.affine else (None, None)
     residual = images(*case.shape, dtype=dtype) if case.residual else None
     norm = Norm(weight, bias, 1e-5, case.act, 0.1)
-    ours = on_every_number_of_threads(lambda: functions.norm(x, norm, residual, case.border))
+    ours, mean, rstd = on_every_number_of_threads(lambda: functions.norm(x, norm, residual, case.border))
     options = {"eps": 1e-5, "act": case.act, "slope": 0.1}
     pytorch = torch_instance_norm(x, _to(weight, dtype), _to(bias, dtype), residual=residual, **options)
     wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
@@ -82,6 +51,16 @@ def test_norms_equal_float64(case: NormCase, dtype: torch.dtype) -> None:
     assert ours.dtype == dtype
     if case.layout != "gaps" and not case.border:
         assert ours.stride() == x.stride()
+    for statistic, of_pixels in ((mean, _mean), (rstd, _rstd)):
+        assert_parity("statistics", statistic, of_pixels(x.float()), of_pixels(x.double()), FP32)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.flatten(2).mean(2)
+
+
+def _rstd(x: Tensor) -> Tensor:
+    return (x.flatten(2).var(2, correction=0) + 1e-5).rsqrt()
 
 
 def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -94,7 +73,7 @@ def test_flat_images_become_exactly_zero(layout: str, dtype: torch.dtype) -> Non
     """Their variance is 0, so a rounding error in the mean would be multiplied by 1 / sqrt(eps) = 316."""
     for size in (3, 7, 23):
         x = torch.full_like(images(2, 5, size, size, dtype=dtype, layout=layout), 1000.3)
-        assert not functions.norm(x, Norm()).any()
+        assert not functions.norm(x, Norm())[0].any()
 
 
 @pytest.mark.parametrize("layout", ["last", "first"])
@@ -103,7 +82,7 @@ def test_the_mean_can_be_a_thousand_deviations(layout: str) -> None:
     x = images(1, 5, 23, 21, layout=layout) + 1000
     x[:, :, 0, 0] += 50  # An outlier in the first pixel must not spoil the differences between the others.
     exact = instance_norm_ref(x.double())
-    assert_parity("norm", functions.norm(x, Norm()), F.instance_norm(x), exact, FP32)
+    assert_parity("norm", functions.norm(x, Norm())[0], F.instance_norm(x), exact, FP32)
 
 
 @pytest.mark.parametrize("layout", ["last", "first"])
@@ -112,7 +91,7 @@ def test_nan_and_infinity_reach_their_channel_and_no_other(layout: str, act: str
     for value in (float("nan"), float("inf")):
         x = images(2, 18, 5, 5, layout=layout)
         x[0, 3, 2, 2] = value
-        y = functions.norm(x, Norm(act=act))
+        y, _, _ = functions.norm(x, Norm(act=act))
         # PyTorch's own activations keep NaN as well.
         expected = torch_instance_norm(x, None, None, eps=1e-5, act=act, slope=0.2, residual=None)
         assert torch.equal(y.isnan(), expected.isnan())
@@ -139,46 +118,6 @@ def test_borders(border: int, reflect: bool) -> None:
 
 
 # --- Convolutions -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConvCase:
-    why: str
-    kind: str
-    shape: tuple[int, int, int, int]
-    outputs: int
-    kernel: int = 3
-    stride: int = 1
-    border: int = 1
-    reflect: bool = True
-    bias: bool = False
-
-
-# Tiles have 4x4 outputs, blocks 28 or 12 tiles, panels 32 or 16 outputs.
-CONVOLUTIONS = [
-    ConvCase("smallest image that reflects", "winograd", (1, 20, 2, 2), 24),
-    ConvCase("one pixel of output", "winograd", (1, 8, 3, 3), 8, border=0),
-    ConvCase("one channel", "winograd", (2, 1, 5, 4), 1, bias=True),
-    ConvCase("whole tiles, a real width", "winograd", (1, 256, 8, 8), 256),
-    ConvCase("odd sizes and channels", "winograd", (2, 19, 7, 13), 45, bias=True),
-    ConvCase("more blocks than threads", "winograd", (3, 16, 33, 21), 33),
-    ConvCase("zero padding", "winograd", (2, 24, 6, 9), 17, reflect=False, bias=True),
-    ConvCase("a wide zero padding", "winograd", (1, 8, 3, 2), 8, border=2, reflect=False),
-    ConvCase("a wide reflected padding", "winograd", (1, 12, 5, 6), 12, border=3),
-    ConvCase("no padding", "winograd", (1, 12, 6, 7), 12, border=0),
-    ConvCase("more channels than a part of the sum", "winograd", (1, 130, 5, 5), 8),
-    ConvCase("from an image", "wide", (1, 3, 19, 18), 64, 7, border=3, bias=True),
-    ConvCase("from a gray image", "wide", (2, 1, 9, 40), 20, 7, border=3),
-    ConvCase("with stride 2", "wide", (2, 3, 16, 17), 33, 4, 2, 1, False, True),
-    ConvCase("an even kernel without a padding", "wide", (1, 2, 5, 9), 5, 4, border=0),
-    ConvCase("from one pixel", "wide", (1, 4, 1, 1), 3, 1, border=0),
-    ConvCase("to an image", "few", (1, 64, 11, 17), 3, 7, border=3, bias=True),
-    ConvCase("to a gray image", "few", (2, 20, 9, 31), 1, 7, border=3),
-    ConvCase("to two channels, an odd width", "few", (1, 33, 7, 29), 2, 3, border=1, bias=True),
-    ConvCase("to more channels than a group", "few", (1, 16, 6, 5), 8, 3, border=1, bias=True),
-    ConvCase("fewer channels than a vector", "few", (1, 5, 6, 30), 4, 4, 1, 1, False, True),
-    ConvCase("with stride 2 to few", "few", (1, 40, 13, 12), 3, 4, 2, 1, False),
-]
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
@@ -250,7 +189,7 @@ def test_two_threads_at_once() -> None:
     def work(i: int) -> None:
         for _ in range(20):
             y = functions.convolution("winograd", *cases[i], None, padding=1)
-            z = functions.norm(y, Norm(act="relu"), border=1)
+            z, _, _ = functions.norm(y, Norm(act="relu"), border=1)
             if not torch.equal(y, expected[i]) or not torch.isfinite(z).all():
                 wrong.append(f"thread {i}")
 

@@ -14,20 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcyclegan.kernels import (
-    dispatch,
-    instance_norm,
-    instance_norm_ref,
-    reflect_conv2d,
-    reflect_conv2d_ref,
-    residual_block,
-    residual_block_ref,
-)
+from fastcyclegan.kernels import dispatch, instance_norm
 from fastcyclegan.kernels._convolution import Convolution
-from fastcyclegan.kernels.cpu import library, operators
+from fastcyclegan.kernels.cpu import calls, library
 from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.testing import assert_parity, assert_same_bits
 from tests.kernels.cpu.processor import BF16, FP32, images
+from tests.kernels.cpu.public_calls import CALLS, operands
 
 OPS = torch.ops.fastcyclegan
 
@@ -43,26 +36,77 @@ def _norm_arguments(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _conv_arguments(dtype: torch.dtype, **changes: Any) -> tuple[Any, ...]:
-    x, weight = images(2, 8, 5, 6, dtype=dtype), torch.randn(12, 8, 3, 3)
-    options = (True, 1e-5, "relu", 0.0, changes.get("border", 1), changes.get("float_out", False))
+    x = images(2, 8, 5, 6, dtype=dtype, layout=changes.get("layout", "last"))
+    weight = torch.randn(12, 8, 3, 3)
+    norm, recompute = changes.get("norm", True), changes.get("recompute", False)
+    options = (norm, 1e-5, "relu", 0.0, changes.get("border", 1), recompute)
     conv = changes.get("conv", Convolution()).aten
+    norm_weight = torch.randn(8) if norm else None
     if conv.transposed:
         weight = torch.randn(8, 12, 3, 3)
-    return x, torch.randn(8), None, weight, torch.randn(12), *options, *conv.flat(), changes.get("by", "cpp")
+    ending = (*conv.flat(), changes.get("float_out", False), changes.get("by", "cpp"))
+    return x, norm_weight, None, weight, torch.randn(12), *options, *ending
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["no gradient", "gradients"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_norms_pass_opcheck(dtype: torch.dtype, gradients: bool) -> None:
+    planes = (torch.randn(1, 3, 4, 4).to(dtype), None, None, None, 1e-5, "none", 0.0)
+    for arguments in (_norm_arguments(dtype), planes):
+        torch.library.opcheck(OPS.cpp_norm, _with_gradients(arguments, gradients))
+
+
+def _with_gradients(arguments: tuple[Any, ...], wanted: bool) -> tuple[Any, ...]:
+    """Return the arguments with tensors that require a gradient, if it is ``wanted``."""
+    return tuple(a.clone().requires_grad_(wanted) if isinstance(a, Tensor) else a for a in arguments)
+
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "winograd": {},
+    "winograd, y computed again": {"recompute": True},
+    "winograd, no norm": {"norm": False},
+    "from an image in planes": {"layout": "first"},
+    "by PyTorch, fp32": {"float_out": True, "by": "torch"},
+    "strided": {"border": 0, "conv": Convolution(2, 1)},
+    "transposed": {"border": 0, "conv": Convolution(2, 1, True, 1)},
+}
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["no gradient", "gradients"])
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("changes", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_pass_opcheck(changes: dict[str, Any], dtype: torch.dtype, gradients: bool) -> None:
+    arguments = _with_gradients(_conv_arguments(dtype, **changes), gradients)
+    torch.library.opcheck(OPS.cpp_norm_conv, arguments)
+
+
+@pytest.mark.parametrize("layout", ["first", "gaps"])
+@pytest.mark.parametrize("changes", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_images_of_a_convolution_in_any_layout(changes: dict[str, Any], layout: str) -> None:
+    arguments = _conv_arguments(FP32, **changes)
+    results = []
+    for x in (images(*arguments[0].shape), images(*arguments[0].shape, layout=layout)):
+        leaves = [x.copy_(arguments[0]).requires_grad_(), arguments[3].clone().requires_grad_()]
+        y = OPS.cpp_norm_conv(leaves[0], *arguments[1:3], leaves[1], *arguments[4:])[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for ours, expected in zip(*results, strict=True):
+        assert_same_bits("other layout", ours, expected)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
-def test_operators_pass_opcheck(dtype: torch.dtype) -> None:
-    torch.library.opcheck(OPS.cpp_norm, _norm_arguments(dtype))
-    torch.library.opcheck(
-        OPS.cpp_norm, (torch.randn(1, 3, 4, 4).to(dtype), None, None, None, 1e-5, "none", 0.0)
-    )
-    torch.library.opcheck(OPS.cpp_norm_conv, _conv_arguments(dtype))
-    torch.library.opcheck(OPS.cpp_norm_conv, _conv_arguments(dtype, float_out=True, by="torch"))
-    strided = {"border": 0, "conv": Convolution(2, 1)}
-    torch.library.opcheck(OPS.cpp_norm_conv, _conv_arguments(dtype, **strided))
-    transposed = {"border": 0, "conv": Convolution(2, 1, True, 1)}
-    torch.library.opcheck(OPS.cpp_norm_conv, _conv_arguments(dtype, **transposed))
+def test_gradients_pass_opcheck(dtype: torch.dtype) -> None:
+    x, weight, bias, *_ = _norm_arguments(dtype)
+    _, mean, rstd = OPS.cpp_norm(x, weight, bias, None, 1e-5, "relu", 0.0)
+    statistics = (mean, rstd, "relu", 0.0)
+    torch.library.opcheck(OPS.cpp_norm_backward, (torch.randn_like(x), x, weight, bias, *statistics))
+    for changes in CONVOLUTIONS.values():
+        arguments = _conv_arguments(dtype, **changes)
+        x, *affine, weight, _, _, _, act, slope, border, _ = arguments[:11]
+        conv, by = arguments[11:-2], arguments[-1]
+        out, mean, rstd, y = OPS.cpp_norm_conv(*arguments)
+        for needs in [[True] * 3] + [[False, True, False]] * (changes == {}):
+            saved = (x, *affine, mean, rstd, weight, y, act, slope, border, needs, *conv)
+            torch.library.opcheck(OPS.cpp_norm_conv_backward, (torch.randn_like(out), *saved, by))
 
 
 @pytest.mark.parametrize(
@@ -102,103 +146,43 @@ def test_a_wrong_residual_is_refused() -> None:
             OPS.cpp_norm(*arguments)
 
 
-def _calls() -> dict[str, Any]:
-    """Return calls of the public functions, by impl; with "reference" they are computed by PyTorch."""
-    weight, other = torch.randn(20, 20, 3, 3) / 13, torch.randn(20, 20, 3, 3) / 13
-    seven, bias = torch.randn(3, 20, 7, 7) / 30, torch.randn(3)
-    scale = torch.rand(20) + 0.5
-    return {
-        "instance_norm": lambda x, **k: instance_norm(x, scale, -scale, act="relu", residual=x, **k),
-        "reflect_conv2d": lambda x, **k: reflect_conv2d(x, weight, padding=1, **k),
-        "reflect_conv2d, few outputs": lambda x, **k: reflect_conv2d(x, seven, bias, padding=3, **k),
-        "reflect_conv2d, two weights": lambda x, **k: reflect_conv2d(x, [weight, other], padding=1, **k),
-        "residual_block": lambda x, **k: residual_block(x, weight, other, **k),
-        "residual_block, two weights": lambda x, **k: residual_block(
-            x, [weight, other], [other, weight], **k
-        ),
-    }
-
-
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", _calls())
+@pytest.mark.parametrize("name", CALLS)
 def test_public_functions_equal_float64(name: str, autocast: bool) -> None:
-    call, x = _calls()[name], images(2, 20, 7, 9)
+    call, tensors = CALLS[name], operands(name)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours, pytorch = call(x, impl="cpp"), call(x, impl="reference")
+        ours, pytorch = call.run(*tensors, impl="cpp"), call.run(*tensors, impl="reference")
     dtype = ours.dtype
     assert dtype == (BF16 if autocast and name != "instance_norm" else FP32)
-    truth = _in_float64(name, x.to(dtype), dtype)
+    truth = call.run(*(t.to(dtype).double() for t in tensors), impl="reference")
     assert_parity(name, ours, pytorch, truth, dtype)
 
 
-def _in_float64(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute the call in float64, with weights that are rounded as its operator rounds them."""
-    torch.manual_seed(0)
-    weight, other = ((torch.randn(20, 20, 3, 3) / 13).to(dtype).double() for _ in range(2))
-    seven, bias = (torch.randn(3, 20, 7, 7) / 30).to(dtype).double(), torch.randn(3).to(dtype).double()
-    scale = (torch.rand(20) + 0.5).double()
-    x = x.double()
-    return {
-        "instance_norm": lambda: instance_norm_ref(x, scale, -scale, act="relu", residual=x),
-        "reflect_conv2d": lambda: reflect_conv2d_ref(x, weight, padding=1),
-        "reflect_conv2d, few outputs": lambda: reflect_conv2d_ref(x, seven, bias, padding=3),
-        "reflect_conv2d, two weights": lambda: reflect_conv2d_ref(x, [weight, other], padding=1),
-        "residual_block": lambda: residual_block_ref(x, weight, other),
-        "residual_block, two weights": lambda: residual_block_ref(x, [weight, other], [other, weight]),
-    }[name]()
-
-
-@pytest.mark.parametrize("name", _calls())
+@pytest.mark.parametrize("name", CALLS)
 def test_images_in_any_layout(name: str) -> None:
-    call = _calls()[name]
-    x = images(2, 20, 7, 9, layout="gaps")
-    expected = call(x.contiguous(memory_format=torch.channels_last), impl="cpp")
-    for other in (x, x.contiguous()):
-        y = call(other, impl="cpp")
+    call, tensors = CALLS[name], operands(name)
+    x, others = tensors[0], tensors[1:]
+    if name == "instance_norm":
+        others = others[:2]
+    expected = call.run(x, *others, impl="cpp")
+    for other in (torch.stack([x, x], -1)[..., 0], x.contiguous()):
+        y = call.run(other, *others, impl="cpp")
         assert_parity(name, y, expected, expected.double(), FP32)
-    assert call(x[:0], impl="cpp").shape == (0, *expected.shape[1:])
-
-
-def test_functions_compile_in_one_graph() -> None:
-    torch.compiler.reset()
-    x, weight = images(1, 8, 6, 6), torch.randn(8, 8, 3, 3)
-
-    def run(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return residual_block(instance_norm(x, act="relu"), weight, weight)
-
-    compiled = torch.compile(run, fullgraph=True, dynamic=True)
-    for size in (6, 9):
-        x = images(1, 8, size, size)
-        assert_same_bits("compiled", compiled(x), run(x))
+    assert call.run(x[:0], *others, impl="cpp").shape == (0, *expected.shape[1:])
 
 
 # --- The choice of an implementation ------------------------------------------------------------------------
 
 
-def test_auto_selects_the_kernels_without_a_gradient() -> None:
-    x, weight = torch.randn(1, 3, 4, 4), torch.randn(3, requires_grad=True)
-    assert resolve_impl("test", "auto", x) == "cpp"
-    for impl in ("auto", "cpp"):
-        assert resolve_impl("test", impl, x, (None, weight)) == "reference"
-        assert resolve_impl("test", impl, x.clone().requires_grad_()) == "reference"
-        with torch.no_grad():
-            assert resolve_impl("test", impl, x, (weight,)) == "cpp"
-        with torch.inference_mode():
-            assert resolve_impl("test", impl, torch.zeros(1)) == "cpp"
-
-
-def test_pytorch_serves_gradients() -> None:
-    """impl="cpp" is exact in training too: PyTorch's operators compute forward and backward."""
-    x, weight = images(1, 8, 6, 6), torch.randn(8, 8, 3, 3, requires_grad=True)
-    results = []
-    for impl in ("cpp", "reference"):
-        leaf = x.clone().requires_grad_()
-        y = residual_block(leaf, weight, weight, impl=impl)
-        (dx, dw) = torch.autograd.grad(y.square().sum(), (leaf, weight), create_graph=True)
-        results.append((y, dx, dw, torch.autograd.grad(dx.sum(), leaf)[0]))
-    for ours, expected in zip(*results, strict=True):
-        assert_same_bits("gradient", ours, expected)
+def test_auto_selects_the_kernels() -> None:
+    """Also where a gradient is asked for."""
+    for x in (torch.randn(1, 3, 4, 4), torch.zeros(1, requires_grad=True)):
+        for impl in ("auto", "cpp"):
+            assert resolve_impl("test", impl, x) == "cpp"
+            with torch.no_grad():
+                assert resolve_impl("test", impl, x) == "cpp"
+    with torch.inference_mode():
+        assert resolve_impl("test", "auto", torch.zeros(1)) == "cpp"
 
 
 def test_what_the_kernels_do_not_support() -> None:
@@ -267,16 +251,6 @@ def test_exported_and_traced_functions_need_no_operator_of_ours() -> None:
     assert "fastcyclegan::" not in str(traced.graph)
 
 
-def test_operators_have_no_gradient() -> None:
-    """An operator that is called directly must not give a wrong gradient in silence."""
-    x = images(1, 3, 4, 4).requires_grad_()
-    arguments = (x, None, None, None, 1e-5, "none", 0.0)
-    with pytest.raises(RuntimeError, match="cpp_norm: the C\\+\\+ kernels give no gradient"):
-        OPS.cpp_norm(*arguments)
-    with torch.no_grad():
-        assert not OPS.cpp_norm(*arguments).requires_grad
-
-
 def test_the_first_call_does_not_import_the_compiler() -> None:
     """torch's compiler takes longer to import than an image takes to translate."""
     code = """if True:
@@ -293,6 +267,6 @@ def test_the_first_call_does_not_import_the_compiler() -> None:
 
 def test_convolutions_in_parts_keep_the_order_of_the_images() -> None:
     x, weights = images(4, 4, 5, 5), [torch.randn(6, 4, 3, 3) for _ in range(2)]
-    together = operators.convolve_each(x, weights, [], Convolution(), border=1, required=True)
+    together = calls.convolve_each(x, weights, [], Convolution(), border=1, required=True)
     apart = [F.conv2d(F.pad(x[2 * i : 2 * i + 2], (1,) * 4, mode="reflect"), weights[i]) for i in range(2)]
     torch.testing.assert_close(together, torch.cat(apart))
