@@ -220,7 +220,7 @@ def instance_norm(
     backward, the kernels save x and two vectors [N, C].
 
     Raises ValueError for an invalid shape, act, device or impl, TypeError for an unsupported dtype, and
-    RuntimeError in a double backward through the kernels. A single pixel has no variance, so it raises
+    RuntimeError in a double backward through the Triton kernels. A single pixel has no variance, so it raises
     ValueError, as in torch.
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization: The Missing Ingredient for Fast

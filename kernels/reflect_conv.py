@@ -327,7 +327,7 @@ def reflect_conv2d(
     bits. x and the weights are saved for the backward.
 
     Raises ValueError for an invalid shape, padding, device or impl, TypeError for an unsupported dtype, and
-    RuntimeError in a double backward through the kernels.
+    RuntimeError in a double backward through the Triton kernels.
     """
     check_images("reflect_conv2d", x)
     weights = tensors_of("reflect_conv2d", "weight", weight)

@@ -272,16 +272,16 @@ def residual_block(
     copied once. weight1, weight2: [C, C, 3, 3] in the dtype of x or in fp32 (then rounded on use), or two
     lists of P such weights, where N is a multiple of P: image n uses weights n // (N / P). Under autocast, x
     is cast as for PyTorch's convolutions. impl: "triton", "cpp", "reference" or "auto", which is Triton on an
-    NVIDIA GPU, the C++ kernels or PyTorch, whichever is faster, on a CPU that supports them, and the reference
-    elsewhere. If a kernel does not compile or launch, "auto" warns once and
-    falls back to PyTorch, and "triton" raises KernelError.
+    NVIDIA GPU, the C++ kernels or PyTorch, whichever is faster, on a CPU that supports them, and the
+    reference elsewhere. If a kernel does not compile or launch, "auto" warns once and falls back to PyTorch,
+    and "triton" raises KernelError.
 
     The result is in channels_last and in the dtype of x. Sums and statistics are computed in fp32, and fp32
     products as in ``reflect_conv2d``. The same input always gives the same bits. x, the outputs of the two
     convolutions, and four vectors [N, C] are saved for the backward.
 
     Raises ValueError for an invalid shape, device or impl, TypeError for an unsupported dtype, and
-    RuntimeError in a double backward through the kernels.
+    RuntimeError in a double backward through the Triton kernels.
 
     Source: Johnson, Alahi, Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
     ECCV 2016, supplement.

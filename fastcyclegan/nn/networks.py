@@ -91,11 +91,11 @@ class Generator(reference.Generator, Pretrained, Fast):
 
     ``impl`` selects the implementation: "reference" uses PyTorch's own operators, "triton" our kernels for
     NVIDIA GPUs and "cpp" those for CPUs; "auto" uses the kernels on devices that they support, and on a CPU
-    those that are faster than PyTorch's operators. With ``recompute=True``, only the convolutions' outputs are kept for the backward, which computes their
-    normalised inputs again. This takes half the memory, but each normalised input is written once more. With
-    ``recompute=False``, both are kept, except in residual blocks, which always recompute. ``norm`` is
-    "instance", "batch", "none", or a callable that builds a norm for a number of channels, such as
-    nn.BatchNorm2d.
+    those that are faster than PyTorch's operators. With ``recompute=True``, only the convolutions' outputs
+    are kept for the backward, which computes their normalised inputs again. This takes half the memory, but
+    each normalised input is written once more. With ``recompute=False``, both are kept, except that the
+    Triton kernels always recompute those of residual blocks. ``norm`` is "instance", "batch", "none", or a
+    callable that builds a norm for a number of channels, such as nn.BatchNorm2d.
 
     Raises ValueError for an unknown norm, upsample, padding_type or impl, and when called with impl="triton"
     or "cpp" on a device that these kernels do not support.
