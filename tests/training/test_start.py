@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,24 @@ def test_networks_that_do_not_fit_in_memory(
     assert not (tmp_path / "runs").exists()
 
 
+def test_compile_compiles_nothing_where_the_cpp_kernels_compute_the_networks(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flag then only selects bf16, on processors that have instructions for it. PyTorch's compiler, whose
+    import takes seconds, is not even looked for.
+    """
+    monkeypatch.setattr(
+        "fastcyclegan.training.start.why_not_compiled", lambda device: pytest.fail("looked for")
+    )
+    arguments = [*TINY, "--dataroot", str(dataset), "--checkpoints_dir", str(tmp_path), "--max_iters", "1"]
+    for has_bf16 in (False, True):
+        monkeypatch.setattr("fastcyclegan.engine.devices.has_bf16", lambda device, has=has_bf16: has)
+        assert cli.train([*arguments, "--compile", "--name", str(has_bf16)]) == 0
+        output = capsys.readouterr().out
+        assert "--compile: nothing is compiled, because the C++ kernels are faster on a CPU" in output
+        assert re.search(rf"precision +{'bf16' if has_bf16 else 'fp32'}\b", output)
+
+
 def test_a_missing_compiler_is_reported_and_training_continues(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +110,8 @@ def test_a_missing_compiler_is_reported_and_training_continues(
                 "--checkpoints_dir",
                 str(tmp_path),
                 "--compile",
+                "--impl",
+                "reference",
                 "--max_iters",
                 "1",
             ]
