@@ -28,8 +28,9 @@ void tile_output(const float* m, size_t plane, const float* bias, T* y, const Sh
 
 // Tiles whose products are computed together: their transforms stay in the second cache.
 constexpr int BLOCK = 2 * ROWS;
-// Numbers by which planes are shifted against each other, so that they do not compete for the same places of a cache.
-constexpr int SKEW = 80;
+
+// Numbers between the points of a panel of C inputs. They do not compete for the same places of a cache.
+inline size_t panel_plane(int C) { return size_t(C) * PANEL + SKEW; }
 
 // Multiplies the transforms of `count` tiles with one panel of the transformed weights, point by point.
 void multiply_panel(const float* in, size_t plane_in, int channels, const float* panel, int C, float* out,
@@ -37,8 +38,8 @@ void multiply_panel(const float* in, size_t plane_in, int channels, const float*
     int rows = rows_per_block(count);
     for (int k = 0; k < POINTS; k++)
         for (int t = 0; t < count; t += rows) {
-            Product part{in + k * plane_in + size_t(t) * channels, size_t(channels), 0, panel + size_t(k) * C * PANEL,
-                         C, 1, out + k * plane_out + size_t(t) * PANEL};
+            Product part{in + k * plane_in + size_t(t) * channels, size_t(channels), 0, panel + k * panel_plane(C), C,
+                         1, out + k * plane_out + size_t(t) * PANEL};
             multiply(part, count - t < rows ? count - t : rows);
         }
 }
@@ -63,7 +64,7 @@ int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& 
             int count = tiles - first < per_block ? int(tiles - first) : per_block;
             for (int t = 0; t < count; t++) tile_input(x, s, Place(first + t, s), in + size_t(t) * channels, plane_in);
             for (int j = 0; j < panels; j++) {
-                multiply_panel(in, plane_in, channels, u + size_t(j) * POINTS * s.C * PANEL, s.C, out, plane_out, count);
+                multiply_panel(in, plane_in, channels, u + size_t(j) * POINTS * panel_plane(s.C), s.C, out, plane_out, count);
                 for (int t = 0; t < count; t++)
                     for (int o = 0; o < PANEL && j * PANEL + o < s.O; o += LANES)
                         tile_output(out + size_t(t) * PANEL + o, plane_out, bias, y, s, Place(first + t, s),
@@ -74,7 +75,7 @@ int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& 
     return failed;
 }
 
-// e [18] and then `point(i, u)` for each of the 36 transformed values u of a 3x3 kernel g [9].
+// Calls point(i, u) for each of the 36 transformed values u of a 3x3 kernel g [9].
 template <class Point>
 inline void transform_kernel(const Floats* g, const Point& point) {
     Floats e[18];
@@ -90,18 +91,20 @@ inline Floats rounded(Floats value) { return widen(narrow(value)); }
 
 // Transforms the weights of LANES outputs from o and LANES inputs from c. half: they are rounded to bf16 first.
 void transform_weights(const float* w, float* u, int O, int C, int o, int c, bool half) {
-    float block[POINTS][LANES][LANES] = {};
-    for (int r = 0; r < LANES && o + r < O; r++) {
-        Floats g[9];
-        for (int k = 0; k < 9; k++) g[k] = load(w + (size_t(o + r) * 9 + k) * C + c, C - c);
-        for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
-        transform_kernel(g, [&](int k, Floats value) { store(block[k][r], value); });
-    }
-    for (int k = 0; k < POINTS; k++)
-        for (int i = 0; i < LANES && c + i < C; i++) {
-            float* to = u + ((size_t(o / PANEL) * POINTS + k) * C + c + i) * PANEL + o % PANEL;
-            for (int r = 0; r < LANES; r++) to[r] = block[k][r][i];
+    // Lanes are outputs, so that the results are written as they are read later.
+    float kernels[9][LANES][LANES] = {};
+    for (int r = 0; r < LANES && o + r < O; r++)
+        for (int k = 0; k < 9; k++) {
+            float values[LANES];
+            store(values, load(w + (size_t(o + r) * 9 + k) * C + c, C - c));
+            for (int i = 0; i < LANES; i++) kernels[k][i][r] = values[i];
         }
+    float* to = u + (size_t(o / PANEL) * POINTS * panel_plane(C)) + size_t(c) * PANEL + o % PANEL;
+    for (int i = 0; i < LANES && c + i < C; i++, to += PANEL) {
+        Floats g[9];
+        for (int k = 0; k < 9; k++) g[k] = half ? rounded(load(kernels[k][i])) : load(kernels[k][i]);
+        transform_kernel(g, [&](int k, Floats value) { store(to + k * panel_plane(C), value); });
+    }
 }
 
 // Transforms the weights of output o and LANES inputs from c for the gradient of the image: a convolution from O to C
@@ -111,11 +114,12 @@ void transform_turned(const float* w, float* u, int O, int C, int o, int c, bool
     // Beyond C, the panel is filled with zeros.
     for (int k = 0; c < C && k < 9; k++) g[8 - k] = load(w + (size_t(o) * 9 + k) * C + c, C - c);
     for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
-    float* to = u + (size_t(c / PANEL) * POINTS * O + o) * PANEL + c % PANEL;
-    transform_kernel(g, [&](int k, Floats value) { store(to + size_t(k) * O * PANEL, value); });
+    float* to = u + size_t(c / PANEL) * POINTS * panel_plane(O) + size_t(o) * PANEL + c % PANEL;
+    transform_kernel(g, [&](int k, Floats value) { store(to + k * panel_plane(O), value); });
 }
 
-// w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels.
+// w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels. Points are
+// panel_plane(C) numbers apart.
 void transform(const float* w, float* u, int O, int C, bool half, int threads) {
     int blocks_in = (C + LANES - 1) / LANES, blocks_out = round_up(O, PANEL) / LANES;
     parallel_for(int64_t(blocks_in) * blocks_out, threads, [&](int64_t begin, int64_t end) {
@@ -132,7 +136,7 @@ void transform_all_turned(const float* w, float* u, int O, int C, bool half, int
     });
 }
 
-size_t transformed_size(int O, int C) { return size_t(POINTS) * C * round_up(O, PANEL); }
+size_t transformed_size(int O, int C) { return POINTS * panel_plane(C) * (round_up(O, PANEL) / PANEL); }
 
 // What the weights of a call are: transformed ones, those of the convolution, or those whose transposed convolution
 // computes the gradient of the image.

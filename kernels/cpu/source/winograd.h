@@ -9,6 +9,8 @@ namespace winograd {
 
 constexpr float A = 0.75f, B = 1.5f, AA = A * A, BB = B * B;
 constexpr int POINTS = 36, TILE = 4, WINDOW = 6;
+// Numbers by which planes are shifted against each other, so that they do not compete for the same places of a cache.
+constexpr int SKEW = 80;
 
 // to = the transform of six inputs d.
 inline void transform_input(const Floats* d, int step, Floats* to, int to_step) {

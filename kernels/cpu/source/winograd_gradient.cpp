@@ -65,8 +65,6 @@ void transform_back(const float* sums, size_t plane, float* w, int step, int lan
 
 // Tiles whose transforms are kept at a time.
 constexpr int BLOCK = 256;
-// Numbers by which planes are shifted against each other, so that they do not compete for the same places of a cache.
-constexpr int SKEW = 80;
 
 // The length of a row of transforms. Rows do not compete for the same places of a cache.
 inline int row_length(int channels) { return round_up(channels, PANEL) + LANES; }
