@@ -4,7 +4,7 @@
 
 #include "vectors.h"
 
-thread_local Scratch scratch, scratch_for_weights;
+thread_local Scratch scratch, scratch_for_call;
 
 float* Scratch::floats(size_t count) {
     // Planes of transforms are written side by side, which takes many small pages at a time.

@@ -101,5 +101,5 @@ class Scratch {
 };
 
 extern thread_local Scratch scratch;
-// For the transformed weights of the current call, which all its threads read.
-extern thread_local Scratch scratch_for_weights;
+// For what all threads of the current call read.
+extern thread_local Scratch scratch_for_call;

@@ -26,55 +26,6 @@ void tile_output(const float* m, size_t plane, const float* bias, T* y, const Sh
         }
 }
 
-// Tiles whose products are computed together: their transforms stay in the second cache.
-constexpr int BLOCK = 2 * ROWS;
-
-// Numbers between the points of a panel of C inputs. They do not compete for the same places of a cache.
-inline size_t panel_plane(int C) { return size_t(C) * PANEL + SKEW; }
-
-// Multiplies the transforms of `count` tiles with one panel of the transformed weights, point by point.
-void multiply_panel(const float* in, size_t plane_in, int channels, const float* panel, int C, float* out,
-                    size_t plane_out, int count) {
-    int rows = rows_per_block(count);
-    for (int k = 0; k < POINTS; k++)
-        for (int t = 0; t < count; t += rows) {
-            Product part{in + k * plane_in + size_t(t) * channels, size_t(channels), 0, panel + k * panel_plane(C), C,
-                         1, out + k * plane_out + size_t(t) * PANEL};
-            multiply(part, count - t < rows ? count - t : rows);
-        }
-}
-
-template <class T, class To>
-int convolve(const T* x, const float* u, const float* bias, To* y, const Shape& s, int threads) {
-    int64_t tiles = s.tiles(), blocks = (tiles + BLOCK - 1) / BLOCK;
-    // Equal shares: as many blocks as a multiple of the threads, if that makes them smaller.
-    blocks = (blocks + threads - 1) / threads * threads;
-    int per_block = int((tiles + blocks - 1) / blocks);
-    // Rows of transforms whose lines do not compete for the same places of the first cache either.
-    int channels = round_up(s.C, LANES), panels = (s.O + PANEL - 1) / PANEL;
-    if (channels % 64 == 0) channels += LANES;
-    size_t plane_in = size_t(per_block) * channels + SKEW, plane_out = size_t(per_block) * PANEL + SKEW;
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
-    parallel_for(threads, threads, [&](int64_t, int64_t) {
-        float* in = scratch.floats(POINTS * (plane_in + plane_out));
-        if (!in) failed = true;
-        float* out = in + POINTS * plane_in;
-        for (int64_t first; !failed && (first = next++ * per_block) < tiles;) {
-            int count = tiles - first < per_block ? int(tiles - first) : per_block;
-            for (int t = 0; t < count; t++) tile_input(x, s, Place(first + t, s), in + size_t(t) * channels, plane_in);
-            for (int j = 0; j < panels; j++) {
-                multiply_panel(in, plane_in, channels, u + size_t(j) * POINTS * panel_plane(s.C), s.C, out, plane_out, count);
-                for (int t = 0; t < count; t++)
-                    for (int o = 0; o < PANEL && j * PANEL + o < s.O; o += LANES)
-                        tile_output(out + size_t(t) * PANEL + o, plane_out, bias, y, s, Place(first + t, s),
-                                    j * PANEL + o);
-            }
-        }
-    });
-    return failed;
-}
-
 // Calls point(i, u) for each of the 36 transformed values u of a 3x3 kernel g [9].
 template <class Point>
 inline void transform_kernel(const Floats* g, const Point& point) {
@@ -89,7 +40,11 @@ inline void transform_kernel(const Floats* g, const Point& point) {
 
 inline Floats rounded(Floats value) { return widen(narrow(value)); }
 
-// Transforms the weights of LANES outputs from o and LANES inputs from c. half: they are rounded to bf16 first.
+// Numbers between the points of a panel of C inputs. They do not compete for the same places of a cache.
+inline size_t panel_plane(int C) { return size_t(C) * PANEL + SKEW; }
+
+// Writes the transformed weights of LANES outputs from o and LANES inputs from c to u [36, C, PANEL]. half: they are
+// rounded to bf16 first.
 void transform_weights(const float* w, float* u, int O, int C, int o, int c, bool half) {
     // Lanes are outputs, so that the results are written as they are read later.
     float kernels[9][LANES][LANES] = {};
@@ -99,7 +54,7 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c, boo
             store(values, load(w + (size_t(o + r) * 9 + k) * C + c, C - c));
             for (int i = 0; i < LANES; i++) kernels[k][i][r] = values[i];
         }
-    float* to = u + (size_t(o / PANEL) * POINTS * panel_plane(C)) + size_t(c) * PANEL + o % PANEL;
+    float* to = u + size_t(c) * PANEL;
     for (int i = 0; i < LANES && c + i < C; i++, to += PANEL) {
         Floats g[9];
         for (int k = 0; k < 9; k++) g[k] = half ? rounded(load(kernels[k][i])) : load(kernels[k][i]);
@@ -107,51 +62,120 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c, boo
     }
 }
 
-// Transforms the weights of output o and LANES inputs from c for the gradient of the image: a convolution from O to C
-// channels with the kernels turned by 180 degrees.
+// Writes the transformed weights of output o and LANES inputs from c to u, whose points are panel_plane(O) numbers apart.
+// They are those of the gradient of the image: a convolution from O to C channels with the kernels turned by 180 degrees.
 void transform_turned(const float* w, float* u, int O, int C, int o, int c, bool half) {
     Floats g[9] = {};
     // Beyond C, the panel is filled with zeros.
     for (int k = 0; c < C && k < 9; k++) g[8 - k] = load(w + (size_t(o) * 9 + k) * C + c, C - c);
     for (int k = 0; half && k < 9; k++) g[k] = rounded(g[k]);
-    float* to = u + size_t(c / PANEL) * POINTS * panel_plane(O) + size_t(o) * PANEL + c % PANEL;
-    transform_kernel(g, [&](int k, Floats value) { store(to + k * panel_plane(O), value); });
+    transform_kernel(g, [&](int k, Floats value) { store(u + k * panel_plane(O), value); });
 }
-
-// w [O, 3, 3, C] -> u [O / PANEL, 36, C, PANEL], the transformed weights in panels of output channels. Points are
-// panel_plane(C) numbers apart.
-void transform(const float* w, float* u, int O, int C, bool half, int threads) {
-    int blocks_in = (C + LANES - 1) / LANES, blocks_out = round_up(O, PANEL) / LANES;
-    parallel_for(int64_t(blocks_in) * blocks_out, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++)
-            transform_weights(w, u, O, C, int(i / blocks_in) * LANES, int(i % blocks_in) * LANES, half);
-    });
-}
-
-// w [O, 3, 3, C] -> u [C / PANEL, 36, O, PANEL], the weights that compute the gradient of the image.
-void transform_all_turned(const float* w, float* u, int O, int C, bool half, int threads) {
-    int blocks = round_up(C, PANEL) / LANES;
-    parallel_for(int64_t(blocks) * O, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) transform_turned(w, u, O, C, int(i % O), int(i / O) * LANES, half);
-    });
-}
-
-size_t transformed_size(int O, int C) { return POINTS * panel_plane(C) * (round_up(O, PANEL) / PANEL); }
 
 // What the weights of a call are: transformed ones, those of the convolution, or those whose transposed convolution
 // computes the gradient of the image.
 enum Form { TRANSFORMED, PLAIN, TURNED };
 
-// Returns the transformed weights of a convolution from C to O channels, or a null pointer if there is no memory.
-const float* transformed(const float* w, Form form, const Shape& s, bool half, int threads) {
-    if (form == TRANSFORMED) return w;
-    float* u = scratch_for_weights.floats(transformed_size(s.O, s.C));
-    if (!u) return nullptr;
-    if (form == PLAIN)
-        transform(w, u, s.O, s.C, half, threads);
-    else
-        transform_all_turned(w, u, s.C, s.O, half, threads);
-    return u;
+// The weights of a convolution from C to O channels. half: plain and turned ones are rounded to bf16.
+struct Weights {
+    const float* w;
+    Form form;
+    int O, C;
+    bool half;
+    size_t panel_size() const { return POINTS * panel_plane(C); }
+    int panels() const { return (O + PANEL - 1) / PANEL; }
+    // Transforms the weights of panel j to u [36, C, PANEL], whose points are panel_plane(C) numbers apart.
+    void transform(int j, float* u) const {
+        for (int i = 0; i < PANEL; i += LANES) {
+            int o = j * PANEL + i;
+            if (form == PLAIN)
+                for (int c = 0; c < C; c += LANES) transform_weights(w, u + i, O, C, o, c, half);
+            else
+                for (int c = 0; c < C; c++) transform_turned(w, u + i + size_t(c) * PANEL, C, O, c, o, half);
+        }
+    }
+};
+
+// Transforms all weights to u [O / PANEL, 36, C, PANEL].
+void transform_all(const Weights& weights, float* u, int threads) {
+    parallel_for(weights.panels(), threads, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; j++) weights.transform(int(j), u + j * weights.panel_size());
+    });
+}
+
+// Tiles whose transforms are kept at a time, for each of the parts in which panels are shared out among threads.
+constexpr int BLOCK = 128;
+
+// How a convolution is shared out: the transforms of a block of tiles are made first; then each job multiplies one
+// panel of weights with one part of the tiles.
+struct Plan {
+    int per_block, per_part, parts, row;
+    size_t plane, plane_out;
+    Plan(const Shape& s, int panels, int threads) {
+        // Panels are read once if the tiles are not parted, but every thread needs its share of jobs.
+        parts = panels >= 3 * threads ? 1 : (3 * threads + panels - 1) / panels;
+        int64_t tiles = s.tiles(), block = int64_t(BLOCK) * parts, blocks = (tiles + block - 1) / block;
+        per_block = int((tiles + blocks - 1) / blocks);
+        per_part = (per_block + parts - 1) / parts;
+        parts = (per_block + per_part - 1) / per_part;
+        row = round_up(s.C, LANES);
+        // Rows of transforms do not compete for the same places of a cache.
+        if (row % 64 == 0) row += LANES;
+        plane = size_t(per_block) * row + SKEW;
+        plane_out = size_t(per_part) * PANEL + SKEW;
+    }
+    bool is_one_block(const Shape& s) const { return per_block >= s.tiles(); }
+};
+
+// Multiplies the transforms of `count` tiles with one panel of the transformed weights, point by point.
+void multiply_panel(const float* in, const Plan& plan, const float* panel, int C, float* out, int count) {
+    int rows = rows_per_block(count);
+    for (int k = 0; k < POINTS; k++)
+        for (int t = 0; t < count; t += rows) {
+            Product part{in + k * plan.plane + size_t(t) * plan.row, size_t(plan.row), 0, panel + k * panel_plane(C), C,
+                         1, out + k * plan.plane_out + size_t(t) * PANEL};
+            multiply(part, count - t < rows ? count - t : rows);
+        }
+}
+
+template <class T, class To>
+int convolve(const T* x, const Weights& weights, const float* bias, To* y, const Shape& s, int threads) {
+    int panels = weights.panels();
+    Plan plan(s, panels, threads);
+    bool is_transformed = weights.form == TRANSFORMED;
+    // A panel that is used once is transformed by its job, into memory that is in a cache of its thread.
+    bool in_job = !is_transformed && plan.is_one_block(s) && plan.parts == 1;
+    bool all = !is_transformed && !in_job;
+    float* in = scratch_for_call.floats(POINTS * plan.plane + (all ? panels * weights.panel_size() : 0));
+    if (!in) return 1;
+    float* all_panels = in + POINTS * plan.plane;
+    if (all) transform_all(weights, all_panels, threads);
+    const float* u = is_transformed ? weights.w : all_panels;
+    std::atomic<bool> failed{false};
+    for (int64_t first = 0; first < s.tiles(); first += plan.per_block) {
+        int count = s.tiles() - first < plan.per_block ? int(s.tiles() - first) : plan.per_block;
+        parallel_for(count, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin; t < end; t++)
+                tile_input(x, s, Place(first + t, s), in + size_t(t) * plan.row, plan.plane);
+        });
+        parallel_for(int64_t(panels) * plan.parts, threads, [&](int64_t begin, int64_t end) {
+            float* out = scratch.floats(POINTS * plan.plane_out + (in_job ? weights.panel_size() : 0));
+            if (!out) failed = true;
+            for (int64_t job = begin; out && job < end; job++) {
+                int j = int(job / plan.parts), t = int(job % plan.parts) * plan.per_part;
+                int tiles = count - t < plan.per_part ? count - t : plan.per_part;
+                float* own = out + POINTS * plan.plane_out;
+                if (in_job) weights.transform(j, own);
+                const float* panel = in_job ? own : u + j * weights.panel_size();
+                multiply_panel(in + size_t(t) * plan.row, plan, panel, s.C, out, tiles);
+                for (int i = 0; i < tiles; i++)
+                    for (int o = 0; o < PANEL && j * PANEL + o < s.O; o += LANES)
+                        tile_output(out + size_t(i) * PANEL + o, plan.plane_out, bias, y, s, Place(first + t + i, s),
+                                    j * PANEL + o);
+            }
+        });
+    }
+    return failed;
 }
 
 }  // namespace
@@ -159,11 +183,14 @@ const float* transformed(const float* w, Form form, const Shape& s, bool half, i
 extern "C" {
 
 // The number of floats that fcg_winograd_weight writes.
-int64_t fcg_winograd_size(int O, int C) { return transformed_size(O, C); }
+int64_t fcg_winograd_size(int O, int C) {
+    Weights weights{nullptr, PLAIN, O, C, false};
+    return weights.panels() * weights.panel_size();
+}
 
 // w [O, 3, 3, C] -> u, the weights as fcg_winograd reads them with form TRANSFORMED. half: they are rounded to bf16.
 int fcg_winograd_weight(int half, const float* w, float* u, int O, int C, int threads) {
-    transform(w, u, O, C, half, threads);
+    transform_all({w, PLAIN, O, C, half != 0}, u, threads);
     return 0;
 }
 
@@ -173,10 +200,9 @@ int fcg_winograd_weight(int half, const float* w, float* u, int O, int C, int th
 int fcg_winograd(int half, int half_out, int form, const void* x, const float* w, const float* bias, void* y, int N,
                  int H, int W, int C, int O, int pad, int reflect, int threads) {
     Shape s{N, H, W, C, O, pad, reflect != 0};
-    const float* u = transformed(w, Form(form), s, half, threads);
-    if (!u) return 1;
-    if (!half) return convolve((const float*)x, u, bias, (float*)y, s, threads);
-    if (half_out) return convolve((const bf16*)x, u, bias, (bf16*)y, s, threads);
-    return convolve((const bf16*)x, u, bias, (float*)y, s, threads);
+    Weights weights{w, Form(form), O, C, half != 0};
+    if (!half) return convolve((const float*)x, weights, bias, (float*)y, s, threads);
+    if (half_out) return convolve((const bf16*)x, weights, bias, (bf16*)y, s, threads);
+    return convolve((const bf16*)x, weights, bias, (float*)y, s, threads);
 }
 }
