@@ -137,11 +137,12 @@ def accelerate(module: nn.Module, impl: str = "auto", example: Any = None) -> Ac
     """Replace, in place, the layers of ``module`` that our kernels can compute, and return a report.
 
     ``module`` can itself be such a layer. It still computes the same function with the same state_dict,
-    parameters and modes, and can be trained, saved, copied, compiled, cast and moved. ``impl`` is "triton"
-    (our kernels), "reference" (torch's own operators) or "auto": our kernels on an NVIDIA GPU for fp32, bf16
-    and fp16, and torch's own operators everywhere else. With torch's own operators, the results are the same
-    as before, bit for bit. Our kernels keep less for the backward, and differ in two ways: a norm returns the
-    memory layout of its input (torch's returns NCHW memory), and double backward is not supported.
+    parameters and modes, and can be trained, saved, copied, compiled, cast and moved. ``impl`` is "triton" or
+    "cpp" (our kernels for GPUs and CPUs), "reference" (torch's own operators) or "auto": our kernels on an
+    NVIDIA GPU for fp32, bf16 and fp16 and on a CPU for fp32 and bf16, and torch's own operators everywhere
+    else. With torch's own operators, the results are the same as before, bit for bit. Our kernels round
+    differently and keep less for the backward; a norm returns the memory layout of its input (torch's returns
+    NCHW memory), and those for GPUs do not support double backward.
 
     An activation or a pad is fused only if traces of the forwards inside ``module`` show that nothing else
     uses the value in between. The layers of a forward that branches are not fused with each other. An ``if``

@@ -40,14 +40,18 @@ REPLACED = {
 }
 
 
+@pytest.mark.cpp
+@pytest.mark.parametrize("impl", ["triton", "cpp"])
 @pytest.mark.parametrize("name", SMALL_NETS)
-def test_parity_of_whole_networks(name: str, device: str) -> None:
+def test_parity_of_whole_networks(name: str, impl: str, device: str) -> None:
     """Check the kernels' outputs and all gradients by the parity rule, against torch in fp32 and float64."""
+    if impl == "cpp" and device != "cpu":
+        pytest.skip("needs a CPU")
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain, x = randomised(build()).to(device), torch.randn(shape, device=device)
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    replaced = replaced_kinds(accelerate(ours, impl="triton"))
+    replaced = replaced_kinds(accelerate(ours, impl=impl))
     assert {kind: list(replaced.values()).count(kind) for kind in set(replaced.values())} == REPLACED[name]
     (y, d_ours), (y_plain, d_plain), (y_exact, d_exact) = (
         gradients(n, t) for n, t in ((ours, x), (plain, x), (exact, x.double()))
@@ -55,10 +59,10 @@ def test_parity_of_whole_networks(name: str, device: str) -> None:
     assert_parity("output", y, y_plain, y_exact, torch.float32)
     assert d_ours.keys() == d_plain.keys() == d_exact.keys()
     for key in d_exact:
-        # The gradient of a bias before a norm is only rounding noise, so both gradients of a convolution are
-        # compared as one vector.
+        # The gradient of a bias before a norm is only rounding noise, so both gradients of a layer are compared
+        # as one vector.
         weight = key.removesuffix("bias") + "weight"
-        both = [key, weight] if key.endswith("bias") and d_exact[weight].dim() > 1 else [key]
+        both = [key, weight] if key.endswith("bias") else [key]
         assert_parity(
             key,
             *(torch.cat([d[k].flatten() for k in both]) for d in (d_ours, d_plain, d_exact)),
@@ -66,20 +70,24 @@ def test_parity_of_whole_networks(name: str, device: str) -> None:
         )
 
 
+@pytest.mark.cpp
+@pytest.mark.parametrize("impl", ["triton", "cpp"])
 @pytest.mark.parametrize("name", SMALL_NETS)
-def test_parity_of_whole_networks_in_bf16(name: str, device: str) -> None:
+def test_parity_of_whole_networks_in_bf16(name: str, impl: str, device: str) -> None:
     """Compare only the outputs of whole networks in bf16.
 
     Through a whole network in 16 bits, gradients are effectively random, with torch's operators as well as
     ours, because rounding can flip which ReLU units are active. ``test_layers_in_16_bits`` compares gradients
     layer by layer.
     """
+    if impl == "cpp" and device != "cpu":
+        pytest.skip("needs a CPU")
     torch.manual_seed(0)
     build, shape = SMALL_NETS[name]
     plain = randomised(build()).to(device, torch.bfloat16)
     x = torch.randn(shape, device=device, dtype=torch.bfloat16)
     ours, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    accelerate(ours, impl="triton")
+    accelerate(ours, impl=impl)
     with torch.no_grad():
         assert_parity("output", ours(x), plain(x), exact(x.double()), torch.bfloat16)
 
