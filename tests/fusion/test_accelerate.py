@@ -59,8 +59,8 @@ def test_parity_of_whole_networks(name: str, impl: str, device: str) -> None:
     assert_parity("output", y, y_plain, y_exact, torch.float32)
     assert d_ours.keys() == d_plain.keys() == d_exact.keys()
     for key in d_exact:
-        # The gradient of a bias before a norm is only rounding noise, so both gradients of a layer are compared
-        # as one vector.
+        # The gradient of a bias before a norm is only rounding noise, so both gradients of a layer are
+        # compared as one vector.
         weight = key.removesuffix("bias") + "weight"
         both = [key, weight] if key.endswith("bias") else [key]
         assert_parity(
