@@ -75,8 +75,8 @@ class Chain(nn.Sequential):
 def _in_layout_for(y: Tensor, x: Tensor, module: nn.Module, impl: Impl) -> Tensor:
     """Return ``y``, the result of ``module`` for x, in the layout that PyTorch's operators would give it.
 
-    On a CPU, the same call may be computed by them the next time, if it asks for a gradient. Their result is
-    in channels_last only if x or the weights are.
+    On a CPU, code that was written for them may view it. Their result is in channels_last only if x or the
+    weights are.
     """
     if impl != "cpp" or not x.is_contiguous():
         return y

@@ -119,9 +119,8 @@ def norm_convolve(
     """Convolve act(IN(x)), or x if ``norm`` is None, after padding it with ``border`` reflected pixels.
 
     x is [N, C, H, W] in any layout, in fp32 or bf16. weight and bias have its dtype or are fp32 (then rounded
-    on use).
-    ``by`` selects the C++ kernels, PyTorch, or the faster one. The output is in channels_last, and in the
-    dtype of x or, with ``float_out``, in fp32.
+    on use). ``by`` selects the C++ kernels, PyTorch, or the faster one. The output is in channels_last, and
+    in the dtype of x or, with ``float_out``, in fp32.
     """
     x = channels_last(x)
     kind = chosen("conv", x, weight, conv, border, by)
