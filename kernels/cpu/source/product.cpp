@@ -66,35 +66,22 @@ void multiply_column_rows(const ColumnProduct& in) {
 }
 
 // Calls the instance of a function for `rows`.
+#define CASE(R, function, argument) \
+    case R: return function<R>(argument);
 #if defined(__AVX512F__)
-#define FOR_ROWS(function, rows, argument)        \
-    switch (rows) {                               \
-        case 14: return function<14>(argument);   \
-        case 13: return function<13>(argument);   \
-        case 12: return function<12>(argument);   \
-        case 11: return function<11>(argument);   \
-        case 10: return function<10>(argument);   \
-        case 9: return function<9>(argument);     \
-        case 8: return function<8>(argument);     \
-        case 7: return function<7>(argument);     \
-        case 6: return function<6>(argument);     \
-        case 5: return function<5>(argument);     \
-        case 4: return function<4>(argument);     \
-        case 3: return function<3>(argument);     \
-        case 2: return function<2>(argument);     \
-        case 1: return function<1>(argument);     \
-    }
+#define MORE_ROWS(function, argument)                                                             \
+    CASE(14, function, argument) CASE(13, function, argument) CASE(12, function, argument)        \
+    CASE(11, function, argument) CASE(10, function, argument) CASE(9, function, argument)         \
+    CASE(8, function, argument) CASE(7, function, argument)
 #else
-#define FOR_ROWS(function, rows, argument)        \
-    switch (rows) {                               \
-        case 6: return function<6>(argument);     \
-        case 5: return function<5>(argument);     \
-        case 4: return function<4>(argument);     \
-        case 3: return function<3>(argument);     \
-        case 2: return function<2>(argument);     \
-        case 1: return function<1>(argument);     \
-    }
+#define MORE_ROWS(function, argument)
 #endif
+#define FOR_ROWS(function, rows, argument)                                                     \
+    switch (rows) {                                                                            \
+        MORE_ROWS(function, argument)                                                          \
+        CASE(6, function, argument) CASE(5, function, argument) CASE(4, function, argument)    \
+        CASE(3, function, argument) CASE(2, function, argument) CASE(1, function, argument)    \
+    }
 
 }  // namespace
 
