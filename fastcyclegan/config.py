@@ -202,8 +202,8 @@ class ModelConfig:
     #: Scale of the initial weights with --init_type normal, xavier or orthogonal.
     init_gain: float = 0.02
     #: Implementation of the networks. triton: fastcyclegan's kernels on an NVIDIA GPU; cpp: its kernels on a
-    #: CPU, which only compute translations (PyTorch's operators train); reference: PyTorch's operators; auto:
-    #: the kernels on an NVIDIA GPU, and on a CPU those that are faster than PyTorch's operators.
+    #: CPU, for every layer that they support; reference: PyTorch's operators; auto: the kernels on an NVIDIA
+    #: GPU, and on a CPU those that are faster than PyTorch's operators.
     impl: Literal["auto", "cpp", "triton", "reference"] = "auto"
 
     def __post_init__(self) -> None:

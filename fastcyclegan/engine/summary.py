@@ -29,7 +29,7 @@ def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, averag
         "precision": choices.precision,
         "layout": "channels_last",
         "impl": _impl(choices, nets),
-        "convolutions": _convolutions(choices),
+        "convolutions": _convolutions(choices, nets),
     }
     if choices.compile_ahead:
         rows["kernels"] = "compiled before the first iteration, if missing from Triton's cache"
@@ -66,9 +66,11 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
     return ", ".join(f"{name} {impl}" for name, impl in used.items())
 
 
-def _convolutions(choices: EngineChoices) -> str:
+def _convolutions(choices: EngineChoices, nets: Nets) -> str:
     library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(choices.device.type, "PyTorch")
     if choices.cpp_networks:
+        if all(getattr(nets[name], "impl", "auto") == "cpp" for name in choices.cpp_networks):
+            return f"the C++ kernels where there is one, otherwise {library}"
         return f"the C++ kernels or {library}, whichever is faster for a layer"
     if not choices.kernel_networks:
         return f"{library} for all"

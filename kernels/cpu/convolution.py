@@ -149,6 +149,8 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
     if x.dtype == torch.bfloat16 and processor() == "avx2" and x.numel():
         return _without_bf16_instructions(x, weight, bias, conv)
     if not has_forms() or x.dtype != torch.bfloat16 or not x.numel():
+        if _prefers_planes(weight, x):
+            x = x.contiguous()
         return channels_last(torch.ops.aten.convolution(x, weight.to(x.dtype), bias, *conv.flat()))
     is_packed = not conv.transposed and conv.groups == 1 and weight.numel() >= _WORTH_PACKING
     if not is_packed or processor() != "amx":
@@ -163,6 +165,15 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
 
     packed = form_of(weight, ("packed", x.dtype, tuple(x.shape), str(sizes)), pack)
     return channels_last(torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], ""))
+
+
+def _prefers_planes(weight: Tensor, x: Tensor) -> bool:
+    """Return whether PyTorch convolves x with ``weight`` faster if x is contiguous.
+
+    oneDNN lays a contiguous weight out anew for an image in channels_last, and so it does its gradient. If
+    the weight is the larger of the two, as in the deep layers of a U-Net, it is better to lay out the image.
+    """
+    return weight.is_contiguous() and not is_channels_last(weight) and weight.numel() > x.numel()
 
 
 def _without_bf16_instructions(
@@ -269,6 +280,8 @@ def _gradient_by_pytorch(which: int, g: Tensor, x: Tensor, weight: Tensor, conv:
         narrow = weight
     else:
         narrow = form_of(weight, dtype, lambda w: channels_last(w.to(dtype)))
+    if _prefers_planes(weight, x):
+        g, x = g.contiguous(), x.contiguous()
     mask = [which == 0, which == 1, False]
     gradients = torch.ops.aten.convolution_backward(g, x, narrow, None, *conv.flat(), mask)
     result: Tensor = gradients[which]
