@@ -276,12 +276,12 @@ def _gradient_by_pytorch(which: int, g: Tensor, x: Tensor, weight: Tensor, conv:
     dtype = x.dtype
     if dtype == torch.bfloat16 and processor() == "avx2":
         g, x, narrow = g.float(), x.float(), _rounded_in_fp32(weight, dtype)
+    elif _prefers_planes(weight, x):
+        g, x, narrow = g.contiguous(), x.contiguous(), weight.to(dtype)
     elif weight.dtype == dtype:
         narrow = weight
     else:
         narrow = form_of(weight, dtype, lambda w: channels_last(w.to(dtype)))
-    if _prefers_planes(weight, x):
-        g, x = g.contiguous(), x.contiguous()
     mask = [which == 0, which == 1, False]
     gradients = torch.ops.aten.convolution_backward(g, x, narrow, None, *conv.flat(), mask)
     result: Tensor = gradients[which]
