@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._calls import NormConvCall, NormConvSaved
+from .._calls import NormConvCall
 from .._layout import in_dtype
 from .._norm import Norm, affine_gradients
 from .._plain_parts import normalised, reflected, statistics
 from .._weight_gradients import gradients_to_add_to
-from . import convolution
 from .operators import LIBRARY
 
 OPS = torch.ops.fastcyclegan
@@ -116,8 +115,7 @@ def _conv_backward(ctx: Any, g: Tensor | None, *_: None) -> Gradients:
     if into is None:
         dx, dweight, dbias, total = OPS.cpp_norm_conv_backward(g, *flat, ctx.by)
     else:
-        saved = NormConvSaved.of(*flat)
-        dx, dweight, dbias, total = convolution.gradients(g, saved, by=ctx.by, into=into[0])
+        dx, dweight, dbias, total = OPS.cpp_norm_conv_backward_(into[0], g, *flat, ctx.by)
         needs_w = False
     d_norm = affine_gradients(total, Norm(norm_weight, norm_bias), (needs_nw, needs_nb))
     gradients: list[Tensor | None] = []

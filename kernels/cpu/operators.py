@@ -208,6 +208,17 @@ def cpp_norm_conv_backward(g: Tensor, *arguments: Any) -> Four:
     return convolution.gradients(g, NormConvSaved.of(*flat), by=by)
 
 
+@_operator(
+    "cpp_norm_conv_backward_(Tensor(a!) into, Tensor g, Tensor x, Tensor? norm_weight, Tensor? norm_bias,"
+    " Tensor mean, Tensor rstd, Tensor weight, Tensor y, str act, float slope, int border, bool[] needs,"
+    f" {_CONV}, str by) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+def cpp_norm_conv_backward_(into: Tensor, g: Tensor, *arguments: Any) -> Four:
+    """Compute ``cpp_norm_conv_backward``, but add dweight to ``into`` in place and return an empty one."""
+    *flat, by = arguments
+    return convolution.gradients(g, NormConvSaved.of(*flat), by=by, into=into)
+
+
 @torch.library.register_fake("fastcyclegan::cpp_norm_conv_backward", lib=LIBRARY)
 def _(g: Tensor, *arguments: Any) -> Four:
     *flat, _ = arguments
