@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import profile_step, roofline
 from bench.chrome_trace import PARTS, PHASE, STEP, analyse
@@ -105,11 +106,11 @@ def test_profiles_a_step_on_this_machine(
     assert 0.5 * profile.step < sum(profile.seconds.values()) <= profile.step
     assert roofline.main(["--profile", str(tmp_path / "profile" / "profile.json"), "--launches", "1"]) == 0
     table = capsys.readouterr().out
-    for layer in (
-        "residual conv 3x3, 256 to 256, 8x8",
-        "conv 7x7, 3 to 64, 32x32",
-        "transposed conv 3x3, 128 to 64, 32x32",
-    ):
+    # A profile shows no shapes of the layers that the C++ kernels compute: bench.layer_shares times those.
+    shown = ["transposed conv 3x3, 128 to 64, 32x32"]
+    if provider != "ours" or torch.cuda.is_available():
+        shown += ["residual conv 3x3, 256 to 256, 8x8", "conv 7x7, 3 to 64, 32x32"]
+    for layer in shown:
         rows = [line for line in table.splitlines() if line.startswith(layer)]
         assert rows
         assert all(" ms " in line and line.endswith("x") for line in rows), rows
