@@ -17,6 +17,7 @@ from .._layout import in_dtype
 from .._norm import Norm, affine_gradients
 from .._plain_parts import normalised, reflected, statistics
 from .._weight_gradients import gradients_to_add_to
+from ..dispatch import asks_gradient
 from .operators import LIBRARY
 
 OPS = torch.ops.fastcyclegan
@@ -24,7 +25,30 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def _register(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    torch.library.register_autograd(f"fastcyclegan::{name}", backward, setup_context=setup, lib=LIBRARY)
+    """Register ``backward``. torch.library.register_autograd takes 0.1 ms on every call of the operator."""
+    operator = getattr(OPS, name).default
+
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        results = below(*arguments)
+        setup(ctx, arguments, results)
+        return results
+
+    def below(*arguments: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results: tuple[Tensor, ...] = operator(*arguments)
+        return results
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(f"Autograd_{name}", (torch.autograd.Function,), members)
+
+    def differentiable(*arguments: Any) -> tuple[Tensor, ...]:
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        if asks_gradient(tensors[0], tensors):
+            results: tuple[Tensor, ...] = function.apply(*arguments)
+            return results
+        return below(*arguments)
+
+    LIBRARY.impl(name, differentiable, "Autograd")
 
 
 def _differentiable(
