@@ -61,10 +61,10 @@ class EngineChoices:
 
     def compiles(self, name: str) -> bool:
         """Return whether torch.compile compiles network ``name``."""
-        return self.compiled and name not in self.eager_networks and not self.computes_in_place([name])
+        return self.compiled and name not in self.eager_networks and not self.uses_kernels([name])
 
-    def computes_in_place(self, names: Iterable[str]) -> bool:
-        """Return whether kernels compute all these networks, and add to their gradients in place."""
+    def uses_kernels(self, names: Iterable[str]) -> bool:
+        """Return whether kernels compute all these networks. They can add to gradients in place."""
         return all(name in self.kernel_networks or name in self.cpp_networks for name in names)
 
     @property

@@ -85,7 +85,7 @@ class Engine:
         self.phase_optimizers: dict[str, PhaseOptimizer] = {}
         for phase in self.phases:
             nets = [self.nets[name] for name in phase.trains]
-            in_place = self.choices.computes_in_place(phase.trains)
+            in_place = self.choices.uses_kernels(phase.trains)
             optimizer = PhaseOptimizer(nets, self.optim, self.host_inputs.lr, in_place=in_place)
             self.phase_optimizers[phase.name] = optimizer
         self.working_copies = working_copies(self.choices, self.phases, self.phase_optimizers)

@@ -155,6 +155,8 @@ def _overlap(choices: EngineChoices) -> str:
 def _compiled(choices: EngineChoices, nets: Nets) -> str:
     if not choices.compiled:
         return "no"
+    if choices.cpp_networks and not any(choices.compiles(name) for name in nets):
+        return "no: the C++ kernels compute the networks"
     if choices.kernel_networks:
         others = [name for name in nets if choices.compiles(name)]
         return (
