@@ -22,7 +22,7 @@ SECONDS = 120
 
 # Without -ffast-math, because NaN and infinity must stay what they are.
 _FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-pipe"),
+    *("-std=c++17", "-O3", "-fPIC", "-pipe", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
@@ -32,6 +32,7 @@ FLAGS = {
     "avx2": (*_FLAGS, *_AVX2),
     "avx512": (*_FLAGS, *_AVX2, *_AVX512),
     "amx": (*_FLAGS, *_AVX2, *_AVX512),
+    "neon": (*_FLAGS, "-march=armv8-a"),
 }
 # Nothing is compiled or linked with -fopenmp. It would record the compiler's own OpenMP runtime, and where
 # PyTorch brings a runtime of another name (libgomp-a34b3233.so.1, libiomp5.so), the process would have two,

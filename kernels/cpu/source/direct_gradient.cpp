@@ -1,9 +1,10 @@
 // The gradients of the weights of convolutions from and to images with few channels.
-#include <new>
-#include <vector>
+#include <atomic>
 
-#include "parallel.h"
+#include "kernels.h"
 #include "product.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace {
 
@@ -37,10 +38,10 @@ void add_row(const float* few, const float* many, const Shape& s, int width, flo
 template <class T>
 bool sum_parts(const float* few, const T* many, const Shape& s, float* parts, int threads) {
     int width = round_up(s.M, PANEL);
-    std::vector<char> failed(threads);
+    std::atomic<bool> failed{false};
     parallel_for(s.parts(), threads, [&](int64_t begin, int64_t end) {
         float* row = scratch.floats(size_t(s.W) * width);
-        if (!row) failed[begin * threads / s.parts()] = 1;
+        if (!row) failed = true;
         for (int64_t part = begin; row && part < end; part++) {
             int64_t first = part * s.rows_per_part(), last = first + s.rows_per_part();
             for (int64_t i = first; i < last && i < int64_t(s.N) * s.H; i++) {
@@ -54,9 +55,7 @@ bool sum_parts(const float* few, const T* many, const Shape& s, float* parts, in
             }
         }
     });
-    for (char each : failed)
-        if (each) return false;
-    return true;
+    return !failed;
 }
 
 // Writes or adds the sum of the parts to the weights. Number (i, j, f, m) of the kernel goes to w[place(i, j, f, m)].
@@ -78,23 +77,18 @@ void join_parts(const float* parts, const Shape& s, float* w, bool add, int thre
 
 template <class Place>
 int gradient(int half, const float* few, const void* many, const Shape& s, float* w, bool add, int threads,
-             const Place& place) try {
-    std::vector<float> parts(size_t(s.parts()) * s.sums());
-    bool summed = half ? sum_parts(few, (const bf16*)many, s, parts.data(), threads)
-                       : sum_parts(few, (const float*)many, s, parts.data(), threads);
+             const Place& place) {
+    float* parts = scratch_for_call.floats(size_t(s.parts()) * s.sums());
+    if (!parts) return 1;
+    bool summed = half ? sum_parts(few, (const bf16*)many, s, parts, threads)
+                       : sum_parts(few, (const float*)many, s, parts, threads);
     if (!summed) return 1;
-    join_parts(parts.data(), s, w, add, threads, place);
+    join_parts(parts, s, w, add, threads, place);
     return 0;
-} catch (const std::bad_alloc&) {
-    return 1;
 }
 
 }  // namespace
 
-extern "C" {
-
-// w [O, k, k, C] = the gradient of the weights of a convolution of the padded image x [N, XH, XW, C] in fp32, or is
-// increased by it if `add`. g [N, H, W, O]: the gradient of the output, in bf16 if `half`. Returns 1 without memory.
 int fcg_wide_gradient(int half, const float* x, const void* g, float* w, int N, int H, int W, int O, int XH, int XW,
                       int C, int k, int stride, int add, int threads) {
     Shape s{N, H, W, O, XH, XW, C, k, stride};
@@ -103,13 +97,10 @@ int fcg_wide_gradient(int half, const float* x, const void* g, float* w, int N, 
     });
 }
 
-// The same for few outputs, with stride 1. g [N, H + k - 1, W + k - 1, O]: the gradient of the output in fp32, with
-// k - 1 zeros on each side. x [N, H, W, C]: the padded image, in bf16 if `half`.
 int fcg_few_gradient(int half, const float* g, const void* x, float* w, int N, int H, int W, int C, int GH, int GW,
                      int O, int k, int, int add, int threads) {
     Shape s{N, H, W, C, GH, GW, O, k, 1};
     return gradient(half, g, x, s, w, add, threads, [&](int i, int j, int o, int c) {
         return ((size_t(o) * k + k - 1 - i) * k + k - 1 - j) * C + c;
     });
-}
 }

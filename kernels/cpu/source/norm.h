@@ -1,4 +1,4 @@
-// What the instance norm and its gradient have in common.
+// What instance norms in channels_last, those of planes, and their gradients have in common.
 #pragma once
 #include "vectors.h"
 
@@ -19,4 +19,39 @@ struct Output {
 // Mean and 1 / sigma [N, C].
 struct Statistics {
     const float *mean, *rstd;
+};
+
+inline Floats activated(Floats z, int activation, float slope) {
+    // Written so that NaN stays NaN.
+    if (activation == RELU) return z < Floats{} ? Floats{} : z;
+    if (activation == LEAKY_RELU) return z > Floats{} ? z : z * slope;
+    return z;
+}
+
+// The gradient of z = xhat * scale + shift, from that of the output.
+inline Floats before_activation(Floats d, Floats z, int activation, float slope) {
+    if (activation == RELU) return z > Floats{} ? d : Floats{};
+    if (activation == LEAKY_RELU) return z > Floats{} ? d : d * slope;
+    return d;
+}
+
+// What is the same for all pixels of LANES channels of an image.
+struct Channels {
+    Floats mean, rstd, scale, shift;
+    Channels(const Statistics& s, const Output& out, size_t n, int c, int C) {
+        mean = load(s.mean + n * C + c, C - c);
+        rstd = load(s.rstd + n * C + c, C - c);
+        scale = out.scale ? load(out.scale + c, C - c) : splat(1);
+        shift = out.shift ? load(out.shift + c, C - c) : Floats{};
+    }
+};
+
+// The coefficients of a gradient: dx = a * dz - b - c * xhat.
+struct Coefficients {
+    Floats a, b, c;
+    Coefficients(const Channels& of, Floats sum, Floats product, float pixels) {
+        a = of.rstd * of.scale;
+        b = a * sum * (1 / pixels);
+        c = a * product * (1 / pixels);
+    }
 };

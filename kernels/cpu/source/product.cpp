@@ -68,7 +68,7 @@ void multiply_column_rows(const ColumnProduct& in) {
 // Calls the instance of a function for `rows`.
 #define CASE(R, function, argument) \
     case R: return function<R>(argument);
-#if defined(__AVX512F__)
+#if !defined(__AVX2__) || defined(__AVX512F__)
 #define MORE_ROWS(function, argument)                                                             \
     CASE(14, function, argument) CASE(13, function, argument) CASE(12, function, argument)        \
     CASE(11, function, argument) CASE(10, function, argument) CASE(9, function, argument)         \

@@ -5,7 +5,7 @@
 // Columns of a panel: two vectors.
 constexpr int PANEL = 2 * LANES;
 // Rows whose sums fit into the registers beside two vectors of the panel.
-constexpr int ROWS = LANES == 16 ? 14 : 6;
+constexpr int ROWS = REGISTERS == 32 ? 14 : 6;
 
 // A product out[r][:] = sum over k of a[r][k] * panel[k][:]. The sum consists of `runs` runs of K numbers: those
 // of a row of A are `a_next` numbers apart, those of the panel follow one another. Rows of A are `a_step` numbers

@@ -6,10 +6,14 @@
 #include <cstdint>
 #include <cstring>
 
+// How many numbers a vector has, and how many vector registers there are.
 #if defined(__AVX512F__)
-constexpr int LANES = 16;
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, REGISTERS = 16;
 #else
-constexpr int LANES = 8;
+// NEON on arm64.
+constexpr int LANES = 4, REGISTERS = 32;
 #endif
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -81,25 +85,3 @@ static inline float sum(Floats value) {
 }
 
 static inline int round_up(int number, int multiple) { return (number + multiple - 1) / multiple * multiple; }
-
-// The pixel of a line of `size` pixels that stands at position i of the line with its reflected border.
-static inline int reflected(int i, int size) {
-    if (i < 0) i = -i;
-    if (i >= size) i = 2 * size - 2 - i;
-    return i;
-}
-
-// Memory that each thread keeps for itself between calls, because fresh pages cost more than the work on them.
-class Scratch {
-    void* memory = nullptr;
-    size_t capacity = 0;
-
-   public:
-    ~Scratch() { __builtin_free(memory); }
-    // Returns `count` floats, aligned to 64 bytes, or a null pointer if there is no memory.
-    float* floats(size_t count);
-};
-
-extern thread_local Scratch scratch;
-// For what all threads of the current call read.
-extern thread_local Scratch scratch_for_call;

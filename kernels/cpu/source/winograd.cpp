@@ -3,8 +3,10 @@
 
 #include <atomic>
 
-#include "parallel.h"
+#include "kernels.h"
 #include "product.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace {
 
@@ -180,23 +182,16 @@ int convolve(const T* x, const Weights& weights, const float* bias, To* y, const
 
 }  // namespace
 
-extern "C" {
-
-// The number of floats that fcg_winograd_weight writes.
 int64_t fcg_winograd_size(int O, int C) {
     Weights weights{nullptr, PLAIN, O, C, false};
     return weights.panels() * weights.panel_size();
 }
 
-// w [O, 3, 3, C] -> u, the weights as fcg_winograd reads them with form TRANSFORMED. half: they are rounded to bf16.
 int fcg_winograd_weight(int half, const float* w, float* u, int O, int C, int threads) {
     transform_all({w, PLAIN, O, C, half != 0}, u, threads);
     return 0;
 }
 
-// y [N, H + 2 pad - 2, W + 2 pad - 2, O] = the convolution of x [N, H, W, C], padded by reflection or by zeros,
-// plus bias [O] or null. The weights w are of the given form: [O, 3, 3, C], or [C, 3, 3, O] if they are turned. Returns
-// 1 if there is no memory. half: x is bf16, and weights that are not transformed are rounded; half_out: y is bf16.
 int fcg_winograd(int half, int half_out, int form, const void* x, const float* w, const float* bias, void* y, int N,
                  int H, int W, int C, int O, int pad, int reflect, int threads) {
     Shape s{N, H, W, C, O, pad, reflect != 0};
@@ -204,5 +199,4 @@ int fcg_winograd(int half, int half_out, int form, const void* x, const float* w
     if (!half) return convolve((const float*)x, weights, bias, (float*)y, s, threads);
     if (half_out) return convolve((const bf16*)x, weights, bias, (bf16*)y, s, threads);
     return convolve((const bf16*)x, weights, bias, (float*)y, s, threads);
-}
 }

@@ -3,6 +3,7 @@
 // Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015. The points are 0, +-3/4,
 // +-3/2 and infinity: with the usual 0, +-1, +-2, rounding errors exceed those that PyTorch's convolution allows.
 #pragma once
+#include "border.h"
 #include "vectors.h"
 
 namespace winograd {
@@ -82,8 +83,8 @@ void tile_input(const T* x, const Shape& s, Place place, float* to, size_t plane
         for (int i = 0; i < WINDOW; i++)
             for (int j = 0; j < WINDOW; j++) {
                 bool inside = rows[i] >= 0 && columns[j] >= 0;
-                const T* pixel = image + (size_t(rows[i]) * s.W + columns[j]) * s.C + c;
-                d[i * WINDOW + j] = inside ? load(pixel, s.C - c) : Floats{};
+                size_t pixel = inside ? size_t(rows[i]) * s.W + columns[j] : 0;
+                d[i * WINDOW + j] = inside ? load(image + pixel * s.C + c, s.C - c) : Floats{};
             }
         for (int j = 0; j < WINDOW; j++) transform_input(d + j, WINDOW, e + j, WINDOW);
         for (int i = 0; i < WINDOW; i++) transform_input(e + i * WINDOW, 1, d + i * WINDOW, 1);

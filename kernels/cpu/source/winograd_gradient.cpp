@@ -3,10 +3,11 @@
 // The transforms of the image and of the output's gradient are multiplied point by point and summed over the tiles;
 // the sums are transformed back to the weights.
 #include <atomic>
-#include <cstdlib>
 
-#include "parallel.h"
+#include "kernels.h"
 #include "product.h"
+#include "scratch.h"
+#include "threads.h"
 #include "winograd.h"
 
 namespace {
@@ -35,8 +36,8 @@ void tile_gradient(const T* g, const Shape& s, Place place, float* to, size_t pl
         for (int i = 0; i < TILE; i++)
             for (int j = 0; j < TILE; j++) {
                 bool inside = place.h + i < s.rows() && place.w + j < s.columns();
-                const T* pixel = image + (size_t(place.h + i) * s.columns() + place.w + j) * s.O + o;
-                d[i * TILE + j] = inside ? load(pixel, s.O - o) : Floats{};
+                size_t pixel = inside ? size_t(place.h + i) * s.columns() + place.w + j : 0;
+                d[i * TILE + j] = inside ? load(image + pixel * s.O + o, s.O - o) : Floats{};
             }
         for (int j = 0; j < TILE; j++) transform_gradient(d + j, TILE, e + j, TILE);
         for (int i = 0; i < WINDOW; i++) transform_gradient(e + i * TILE, 1, result + i * WINDOW, 1);
@@ -109,15 +110,9 @@ int gradient(const TG* g, const TX* x, float* w, const Shape& s, bool add, int t
 
 }  // namespace
 
-extern "C" {
-
-// w [O, 3, 3, C] = the gradient of the weights, or is increased by it if `add`. g [N, H + 2 pad - 2, W + 2 pad - 2, O]
-// is the gradient of the output, and x [N, H, W, C] the image, padded by reflection or by zeros. half: both are bf16.
-// Returns 1 if there is no memory.
 int fcg_winograd_gradient(int half, const void* g, const void* x, float* w, int N, int H, int W, int C, int O, int pad,
                           int reflect, int add, int threads) {
     Shape s{N, H, W, C, O, pad, reflect != 0};
     if (half) return gradient((const bf16*)g, (const bf16*)x, w, s, add, threads);
     return gradient((const float*)g, (const float*)x, w, s, add, threads);
-}
 }

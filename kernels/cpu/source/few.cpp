@@ -1,49 +1,17 @@
-// Convolutions by their definition: of images with few channels, and to images with few channels.
-#include "parallel.h"
-#include "product.h"
+// Convolutions to images with few channels, by their definition.
+#include "direct.h"
+#include "kernels.h"
+#include "threads.h"
+#include "vectors.h"
 
 namespace {
 
-struct Shape {
-    int N, H, W, C, O, k, stride;
-    int rows() const { return (H - k) / stride + 1; }
-    int columns() const { return (W - k) / stride + 1; }
-    // Where the inputs of row `row` begin, if the rows of all images are counted.
-    size_t line(int64_t row) const { return (size_t(row / rows()) * H + size_t(row % rows()) * stride) * W * C; }
-};
-
-// A row of k * C numbers of the padded image meets one row of the kernel, so that the product reads the image
-// itself: pixels are rows of A, and the numbers of a window's line are the sum's index.
-template <class To>
-void wide(const float* x, const float* u, const float* bias, To* y, const Shape& s, int threads) {
-    int run = s.k * s.C, panels = (s.O + PANEL - 1) / PANEL, step = rows_per_block(s.columns());
-    parallel_for(int64_t(s.N) * s.rows(), threads, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; row++) {
-            float out[ROWS * PANEL];
-            const float* line = x + s.line(row);
-            To* to = y + size_t(row) * s.columns() * s.O;
-            for (int j = 0; j < panels; j++)
-                for (int w = 0; w < s.columns(); w += step) {
-                    int count = s.columns() - w < step ? s.columns() - w : step;
-                    multiply({line + size_t(w) * s.stride * s.C, size_t(s.stride) * s.C, size_t(s.W) * s.C,
-                              u + size_t(j) * s.k * run * PANEL, run, s.k, out},
-                             count);
-                    for (int r = 0; r < count; r++)
-                        for (int i = 0; i < PANEL && j * PANEL + i < s.O; i += LANES) {
-                            int o = j * PANEL + i;
-                            Floats value = load(out + r * PANEL + i);
-                            if (bias) value += load(bias + o, s.O - o);
-                            store(to + size_t(w + r) * s.O + o, value, s.O - o);
-                        }
-                }
-        }
-    });
-}
+using direct::Shape;
 
 // The largest group of outputs that are computed together, and the pixels whose sums for G outputs fit into the
 // registers.
 constexpr int GROUP = 3;
-constexpr int pixels_for(int G) { return (LANES == 16 ? 24 : 12) / G; }
+constexpr int pixels_for(int G) { return (REGISTERS == 32 ? 24 : 12) / G; }
 
 // Adds the products of a vector of input channels. `lanes` matters only if FULL is false.
 template <bool FULL, int G, int P, class T>
@@ -127,22 +95,8 @@ void few(const T* x, const float* u, const float* bias, To* y, const Shape& s, i
 
 }  // namespace
 
-extern "C" {
-
-// The numbers of floats that fcg_wide_weight and fcg_few_weight write.
-int64_t fcg_wide_size(int O, int C, int k) { return int64_t(k) * k * C * round_up(O, PANEL); }
 int64_t fcg_few_size(int O, int C, int k) { return int64_t(k) * k * round_up(C, LANES) * O; }
 
-// w [O, k, k, C] -> u [O / PANEL, k * k * C, PANEL].
-int fcg_wide_weight(const float* w, float* u, int O, int C, int k, int) {
-    int numbers = k * k * C;
-    for (int o = 0; o < round_up(O, PANEL); o++)
-        for (int i = 0; i < numbers; i++)
-            u[(size_t(o / PANEL) * numbers + i) * PANEL + o % PANEL] = o < O ? w[size_t(o) * numbers + i] : 0;
-    return 0;
-}
-
-// w [O, k, k, C] -> u: for each group of outputs, [k * k, C / LANES, outputs, LANES].
 int fcg_few_weight(const float* w, float* u, int O, int C, int k, int) {
     for (int first = 0; first < O; first += GROUP)
         for (int at = 0; at < k * k; at++)
@@ -152,19 +106,6 @@ int fcg_few_weight(const float* w, float* u, int O, int C, int k, int) {
     return 0;
 }
 
-// y [N, rows, columns, O] = the convolution of the padded image x [N, H, W, C] in fp32, plus bias [O] or null.
-// half: y is bf16.
-int fcg_wide(int half, const float* x, const float* u, const float* bias, void* y, int N, int H, int W, int C, int O,
-              int k, int stride, int threads) {
-    Shape s{N, H, W, C, O, k, stride};
-    if (half)
-        wide(x, u, bias, (bf16*)y, s, threads);
-    else
-        wide(x, u, bias, (float*)y, s, threads);
-    return 0;
-}
-
-// The same for few outputs and many channels. half: x is bf16; half_out: y is bf16.
 int fcg_few(int half, int half_out, const void* x, const float* u, const float* bias, void* y, int N, int H, int W,
              int C, int O, int k, int stride, int threads) {
     Shape s{N, H, W, C, O, k, stride};
@@ -175,5 +116,4 @@ int fcg_few(int half, int half_out, const void* x, const float* u, const float* 
     else
         few((const bf16*)x, u, bias, (float*)y, s, threads);
     return 0;
-}
 }
