@@ -54,7 +54,8 @@ from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels.cpu import choice
 from fastcyclegan.kernels.cpu.convolution import By, Op, chosen, gradients, norm_convolve
 from fastcyclegan.kernels.cpu.forms import WeightForms
-from fastcyclegan.kernels.cpu.library import processor, why_not_cpp
+from fastcyclegan.kernels.cpu.library import why_not_cpp
+from fastcyclegan.kernels.cpu.processors import processor
 from fastcyclegan.tensor_files import write_atomically
 from fastcyclegan.testing import assert_parity
 

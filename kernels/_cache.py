@@ -6,14 +6,20 @@ Imports only the standard library.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
+
+
+def user_number() -> int:
+    """Return the number of the user whose permissions this process has; 0 on Windows, which has none."""
+    return 0 if sys.platform == "win32" else os.geteuid()
 
 
 def temporary_folder(name: str) -> Path:
     """Return the folder ``name`` in this user's temporary folder. It may not exist yet."""
     # One folder per user. Its name has a hyphen, so that Python cannot import it instead of the package.
-    return Path(tempfile.gettempdir()) / f"fastcyclegan-{os.getuid()}" / name
+    return Path(tempfile.gettempdir()) / f"fastcyclegan-{user_number()}" / name
 
 
 def ensure_triton_home() -> None:

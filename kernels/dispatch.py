@@ -92,10 +92,10 @@ _was_reported = False
 
 def _can_use_cpp() -> bool:
     """Return whether the C++ kernels can be used. If only a compiler is missing, warn once."""
-    from .cpu.library import processor
+    from .cpu.choice import is_measured
 
     global _was_reported
-    if not processor():
+    if not is_measured():
         return False
     reason = _why_not_cpp("cpu")
     if reason and not _was_reported:

@@ -179,6 +179,7 @@ ELSEWHERE = {
     "kernels._cache": "kernels/test_records.py",
     "kernels._calls": "kernels/test_fallback.py",
     "kernels.cpu.calls": "kernels/cpu/test_autograd.py",
+    "kernels.cpu.compiled_library": "kernels/cpu/test_library.py",
     "kernels.cpu.native": "kernels/cpu/test_functions.py",
     "kernels.descriptor_triton": "kernels/test_descriptor_launch.py",
     "kernels.every_kernel": "devtools/test_compile_worker.py",

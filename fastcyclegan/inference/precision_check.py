@@ -22,7 +22,7 @@ from fastcyclegan.data.sample_plan import uniforms
 from fastcyclegan.engine.devices import has_bf16, resolve_precision
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.kernels.cpu.convolution import recorded
-from fastcyclegan.kernels.cpu.library import processor
+from fastcyclegan.kernels.cpu.processors import processor
 from fastcyclegan.nn.layer_table import convolutions_computed_by, describe_convolutions
 from fastcyclegan.nn.networks import computed_by, set_impl
 

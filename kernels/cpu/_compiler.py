@@ -1,4 +1,7 @@
-"""Find the machine's C++ compiler, and compile a folder of C++ files into a shared library with it."""
+"""Find the machine's C++ compiler, and compile a folder of C++ files into a shared library with it.
+
+Imports only the standard library, because setup.py uses it to build the libraries of a wheel.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +24,18 @@ from typing import IO
 
 CANDIDATES = ("c++", "g++", "clang++")
 SECONDS = 120
+_WINDOWS = sys.platform == "win32"
 
 # Without -ffast-math, because NaN and infinity must stay what they are.
 _FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-pipe", "-fvisibility=hidden"),
+    *("-std=c++17", "-O3", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *(() if _WINDOWS else ("-fPIC", "-pipe")),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
-# There is no -mtune, so one file is right for all processors of a class.
+# The flags for each class of processors. There is no -mtune, so one file is right for all of a class. For
+# "amx", only the choice between the kernels and oneDNN differs.
 FLAGS = {
     "avx2": (*_FLAGS, *_AVX2),
     "avx512": (*_FLAGS, *_AVX2, *_AVX512),
@@ -36,10 +44,11 @@ FLAGS = {
 }
 # Nothing is compiled or linked with -fopenmp. It would record the compiler's own OpenMP runtime, and where
 # PyTorch brings a runtime of another name (libgomp-a34b3233.so.1, libiomp5.so), the process would have two,
-# each with its own threads. The sources call the functions of GNU OpenMP, which LLVM's and Intel's runtimes
-# have as well. They stay undefined until the library is loaded, and then the runtime of PyTorch serves them:
-# PyTorch loads its dependencies for the whole process.
-_LINK = ("-shared",)
+# each with its own threads. On Linux the sources call the functions of GNU OpenMP, which LLVM's and Intel's
+# runtimes have as well. They stay undefined until the library is loaded, and then the runtime of PyTorch
+# serves them: PyTorch loads its dependencies for the whole process. On Windows, MinGW's own runtime becomes a
+# part of the library.
+_LINK = ("-shared", "-static") if _WINDOWS else ("-shared",)
 
 
 class CompilerError(Exception):
@@ -96,9 +105,24 @@ def fingerprint(compiler: Compiler, processor: str, source: Path) -> str:
 
     That is the files, the flags, the compiler, the class of processors, and the C library.
     """
-    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(source, "cpp", "h")}
     built_by = [FLAGS[processor], _LINK, compiler.command, compiler.version, processor, platform.libc_ver()]
-    return hashlib.sha256(json.dumps([files, built_by]).encode()).hexdigest()[:20]
+    return _hash([sources_of(source), built_by])
+
+
+def sources_of(source: Path) -> str:
+    """Return a hash of the files that are compiled in the folder ``source``."""
+    return _hash(
+        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(source, "cpp", "h")}
+    )
+
+
+def _hash(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
+
+
+def library_suffix() -> str:
+    """Return how the names of shared libraries end on this system."""
+    return {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 
 def _files(source: Path, *suffixes: str) -> list[Path]:
@@ -140,7 +164,7 @@ def _run(command: tuple[str, ...], arguments: list[tuple[str, ...]], folder: Pat
         try:
             for each in arguments:
                 # Not a pipe, because what the compiler leaves running (a cache's server) can keep that open.
-                output: IO[bytes] = outputs.enter_context(os.fdopen(os.memfd_create("output"), "w+b"))
+                output = outputs.enter_context(_temporary_file())
                 processes.append((_start([*command, *each], folder, output), output))
             for process, output in processes:
                 status = process.wait(end - time.monotonic())
@@ -158,6 +182,13 @@ def _run(command: tuple[str, ...], arguments: list[tuple[str, ...]], folder: Pat
     return text
 
 
+def _temporary_file() -> IO[bytes]:
+    """Return a file without a name: in memory where that is possible, because disks can be full."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("output"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 def _start(command: list[str], folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """Start a process in a group of its own, so that its own processes can be ended as well."""
     return subprocess.Popen(
@@ -167,15 +198,18 @@ def _start(command: list[str], folder: Path, output: IO[bytes]) -> subprocess.Po
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        process_group=0,
+        process_group=None if _WINDOWS else 0,
     )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a process and those that it has started, if it is still running."""
     if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

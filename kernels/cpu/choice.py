@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 
-from .library import processor
+from .processors import processor
 
 TABLES = Path(__file__).with_name("tables")
 Entry = tuple[tuple[float, float, float], bool]
@@ -43,6 +44,11 @@ def times(kind: str) -> dict[str, dict[str, float]]:
         return {}
     table: dict[str, dict[str, float]] = json.loads(file.read_text())
     return table
+
+
+def is_measured() -> bool:
+    """Return whether impl="auto" may select the kernels: only where their speed was measured, on Linux."""
+    return sys.platform == "linux" and bool(times(processor()))
 
 
 @functools.cache

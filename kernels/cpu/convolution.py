@@ -20,7 +20,7 @@ from .._layout import channels_last, empty_result, in_dtype, is_channels_last, l
 from .._norm import Norm, empty_statistics
 from . import choice, functions
 from .forms import form_of, has_forms
-from .library import processor
+from .processors import processor
 
 By = Literal["auto", "cpp", "torch"]
 Op = Literal["conv", "dgrad", "wgrad"]

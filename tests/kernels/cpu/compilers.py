@@ -10,12 +10,14 @@ from pathlib import Path
 
 REAL = shutil.which("c++")
 
+# How a function is declared that a library shows.
+SHOWN = 'extern "C" __attribute__((visibility("default")))'
 # Of the first file that is compiled, ``answer``; of the second one, the instructions that it may use.
 SOURCES = {
     "answer.h": "#define ANSWER 42\n",
-    "answer.cpp": '#include "answer.h"\nextern "C" int answer() { return ANSWER; }\n',
+    "answer.cpp": f'#include "answer.h"\n{SHOWN} int answer() {{ return ANSWER; }}\n',
     "vectors.cpp": (
-        'extern "C" int vector_bits() {\n#ifdef __AVX512F__\n    return 512;\n#elif defined(__AVX2__)\n'
+        f"{SHOWN} int vector_bits() {{\n#ifdef __AVX512F__\n    return 512;\n#elif defined(__AVX2__)\n"
         "    return 256;\n#else\n    return 128;\n#endif\n}\n"
     ),
 }

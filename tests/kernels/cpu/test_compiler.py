@@ -201,7 +201,8 @@ def test_flags(tmp_path: Path) -> None:
         assert vectors == answer.replace("answer", "vectors")
         lines[processor] = answer
     end = f" -c {source}/answer.cpp -o answer.o"
-    assert lines["avx2"].startswith("C -std=c++17 -O3 -fPIC ")
+    assert lines["avx2"].startswith("C -std=c++17 -O3 -fvisibility=hidden ")
+    assert " -fPIC " in lines["avx2"]
     assert lines["avx2"].endswith(f"-mbmi2{end}")
     assert lines["avx512"] == lines["amx"]
     assert lines["amx"].endswith(f"-mavx512vl -mprefer-vector-width=512{end}")

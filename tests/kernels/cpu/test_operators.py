@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastcyclegan.kernels import dispatch, instance_norm
 from fastcyclegan.kernels._convolution import Convolution
-from fastcyclegan.kernels.cpu import calls, library
+from fastcyclegan.kernels.cpu import calls, choice, library
 from fastcyclegan.kernels.dispatch import resolve_impl
 from fastcyclegan.testing import assert_parity, assert_same_bits
 from tests.kernels.cpu.processor import BF16, FP32, images
@@ -230,8 +230,19 @@ def test_without_a_compiler_auto_warns_once_and_cpp_raises(monkeypatch: pytest.M
         dispatch.check_impl("cpp", torch.device("cpu"))
 
 
-def test_an_old_processor_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "processor", lambda: "")
+@pytest.mark.parametrize(
+    ("processor", "system"),
+    [("", "linux"), ("neon", "linux"), ("avx2", "darwin"), ("avx512", "win32")],
+    ids=["old processor", "not measured", "macOS", "Windows"],
+)
+def test_auto_uses_the_kernels_only_where_they_were_measured(
+    processor: str, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing, and seeks no compiler."""
+    monkeypatch.setattr(choice, "processor", lambda: processor)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(library, "_answer", None)
+    monkeypatch.setattr(library, "_find", None)
     x = images(1, 3, 4, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
