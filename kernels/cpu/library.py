@@ -21,7 +21,7 @@ from . import compiled_library, wheel_library
 from ._compiler import CompilerError
 from .processors import processor, why_not_here
 
-_SOURCE = Path(__file__).with_name("source")
+SOURCE = Path(__file__).with_name("source")
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def _find() -> Answer:
     reason = why_not_here()
     if reason:
         return Answer(reason, None, "", os.getpid())
-    wheel = wheel_library.load(processor(), _SOURCE)
+    wheel = wheel_library.load(processor(), SOURCE)
     if wheel.library is not None:
         origin = f"{wheel.library._name}, built by {wheel.compiler}"
         return Answer("", wheel.library, origin, os.getpid())
     try:
-        compiled = compiled_library.load(_SOURCE, cache_folder("cpu"), processor())
+        compiled = compiled_library.load(SOURCE, cache_folder("cpu"), processor())
         return Answer("", compiled, f"{compiled._name}, compiled on this machine", os.getpid())
     except CompilerError as error:
         reason = str(error)

@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     place = Place(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(place.temporary))
     monkeypatch.setattr(library, "_answer", None)
-    monkeypatch.setattr(library, "_SOURCE", place.source)
+    monkeypatch.setattr(library, "SOURCE", place.source)
     monkeypatch.setattr(library, "cache_folder", lambda name: place.cache)
     monkeypatch.setenv("CXX", str(counting(place.compiler)))
     yield place
@@ -500,7 +500,7 @@ from fastcyclegan.kernels.cpu import library, processors
 
 torch.set_num_threads(2)
 assert processors.processor() == "avx2", processors.processor()
-library._SOURCE = Path(sys.argv[1])
+library.SOURCE = Path(sys.argv[1])
 
 
 def check_in_child(threads):

@@ -151,7 +151,7 @@ def compiler(source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.Monk
     """Let this process use the libraries in ``built``, and a compiler that counts how often it compiles."""
     load = wheel_library.load
     monkeypatch.setattr(library, "_answer", None)
-    monkeypatch.setattr(library, "_SOURCE", source)
+    monkeypatch.setattr(library, "SOURCE", source)
     monkeypatch.setattr(wheel_library, "load", lambda kind, files: load(kind, files, built))
     monkeypatch.setattr(library, "cache_folder", lambda name: tmp_path / "cache" / name)
     file = counting(tmp_path / "compiler")
