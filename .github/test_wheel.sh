@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Test a wheel as users get it: install it in an empty virtual environment outside the checkout, train for two
-# iterations, translate an image with the result, and inspect it. Takes a minute, plus the installation of torch.
+# iterations, translate an image with the result, and inspect it. A wheel for one kind of processor must need no
+# compiler. Takes a minute, plus the installation of torch.
 set -euo pipefail
 if [ $# -ne 1 ] || [ ! -f "$1" ]; then
     echo "usage: .github/test_wheel.sh WHEEL" >&2
@@ -30,6 +31,17 @@ for module in (fastcyclegan, fastcyclegan.kernels):
 name = Path(sys.argv[1]).name
 assert name.startswith(f"fastcyclegan-{fastcyclegan.__version__}-"), (name, fastcyclegan.__version__)
 CODE
+if [[ "$wheel" == *linux_* ]]; then
+    env -i PATH=/nowhere HOME=/proc/self venv/bin/python - <<'CODE'
+import sys
+
+from fastcyclegan.kernels.cpu import library
+
+assert not library.why_not_cpp(), library.why_not_cpp()
+assert library.answer().origin.startswith(sys.prefix), library.answer().origin
+print(library.answer().origin)
+CODE
+fi
 for command in train translate inspect-checkpoint download-dataset check-dataset compile-kernels; do
     "fastcyclegan-$command" --help >help.txt
 done
