@@ -56,7 +56,9 @@ Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
     double error = growth(3 * n + 7 + sums.chunks + 7) * (S + P * delta * delta) + 2 * E * std::sqrt(P * S) + P * E * E;
     double r = S / P + eps, r_error = error / P + growth(3) * (r + error / P);
     m.rstd = 1 / std::sqrt(r);
-    m.rstd_error = 1 / std::sqrt(std::fmax(r - r_error, eps * (1 - growth(3)))) * (1 + growth(2)) - m.rstd;
+    double most = 1 / std::sqrt(std::fmax(r - r_error, eps * (1 - growth(3)))) * (1 + growth(2));
+    double least = 1 / std::sqrt(r + r_error) * (1 - growth(2));
+    m.rstd_error = std::fmax(most - m.rstd, m.rstd - least);
     return m;
 }
 
