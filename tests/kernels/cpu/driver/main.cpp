@@ -8,7 +8,14 @@
 #include <mutex>
 #include <thread>
 
-#include "checks.h"
+#include "check_border.h"
+#include "check_direct.h"
+#include "check_direct_gradient.h"
+#include "check_norm.h"
+#include "check_norm_backward.h"
+#include "check_sums.h"
+#include "check_winograd.h"
+#include "check_winograd_gradient.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #include <sanitizer/common_interface_defs.h>
@@ -19,21 +26,27 @@
 
 namespace {
 
+// A check fills the arguments of a function at random, calls it, and checks its results.
+struct Check {
+    const char* name;
+    void (*run)(Case& test);
+};
+
 constexpr Check CHECKS[] = {
-    {"fcg_norm", check_norm},
-    {"fcg_norm_lines", check_norm_lines},
-    {"fcg_norm_backward", check_norm_backward},
-    {"fcg_norm_backward_lines", check_norm_backward_lines},
-    {"fcg_pad", check_pad},
-    {"fcg_fold", check_fold},
-    {"fcg_sum_pixels", check_sum_pixels},
-    {"fcg_winograd", check_winograd},
-    {"fcg_winograd_gradient", check_winograd_gradient},
-    {"fcg_wide", check_wide},
-    {"fcg_few", check_few},
-    {"fcg_wide_gradient", check_wide_gradient},
-    {"fcg_few_gradient", check_few_gradient},
-    {"fcg_equal", check_equal},
+    {"fcg_norm", norm::check_norm},
+    {"fcg_norm_lines", norm::check_norm_lines},
+    {"fcg_norm_backward", norm_backward::check_norm_backward},
+    {"fcg_norm_backward_lines", norm_backward::check_norm_backward_lines},
+    {"fcg_pad", border::check_pad},
+    {"fcg_fold", border::check_fold},
+    {"fcg_sum_pixels", sums::check_sum_pixels},
+    {"fcg_winograd", winograd::check_winograd},
+    {"fcg_winograd_gradient", winograd_gradient::check_winograd_gradient},
+    {"fcg_wide", direct::check_wide},
+    {"fcg_few", direct::check_few},
+    {"fcg_wide_gradient", direct_gradient::check_wide_gradient},
+    {"fcg_few_gradient", direct_gradient::check_few_gradient},
+    {"fcg_equal", sums::check_equal},
 };
 constexpr const char* USAGE =
     "usage: driver [--cases N | --seconds S | --case I] [--seed K] [--kernel NAME] [--callers T]\n"

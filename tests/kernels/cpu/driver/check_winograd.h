@@ -1,20 +1,21 @@
 // 3x3 convolutions by Winograd's algorithm, in all forms of weights.
-#include "checks.h"
+#pragma once
 #include "kernels.h"
 #include "winograd_sizes.h"
 
-namespace {
+namespace winograd {
 
 using namespace winograd_sizes;
 
 // The sizes of the outputs, tile by tile.
-Image sizes_of(const Image& x, const Weight& w, int O) {
+inline Image sizes_of(const Image& x, const Image& weights) {
+    int O = weights.N;
     Image y(x.N, x.H - 2, x.W - 2, O);
     std::vector<Points> kernels;
     for (int o = 0; o < O; o++)
         for (int c = 0; c < x.C; c++) {
             std::vector<double> g;
-            for (int k = 0; k < 9; k++) g.push_back(w(o, k / 3, k % 3, c));
+            for (int k = 0; k < 9; k++) g.push_back(weights.at(o, k / 3, k % 3)[c]);
             kernels.push_back(kernel(g));
         }
     for (int n = 0; n < y.N; n++)
@@ -37,7 +38,7 @@ Image sizes_of(const Image& x, const Weight& w, int O) {
 }
 
 // Sizes whose tiles fill several blocks, or whose channels fill several panels.
-Size winograd_image(Case& test) {
+inline Size winograd_image(Case& test) {
     if (test.random.chance(10)) return image_size(test, 4000, 30, 2);
     return image_size(test, test.random.chance(20) ? 3000 : 700);
 }
@@ -47,7 +48,7 @@ struct Arguments {
     int form, pad, O;
 };
 
-Arguments arguments_of(Case& test, const Size& s) {
+inline Arguments arguments_of(Case& test, const Size& s) {
     Random& random = test.random;
     Arguments a{};
     a.half = random.chance(50);
@@ -62,18 +63,21 @@ Arguments arguments_of(Case& test, const Size& s) {
     return a;
 }
 
-// Weights as `w` of the given form contains them, rounded if the image is.
-Weight weight_of(const Array& w, const Arguments& a, int C) {
-    return [&w, a, C](int o, int i, int j, int c) {
-        int64_t plain = ((int64_t(o) * 3 + i) * 3 + j) * C + c;
-        int64_t turned = ((int64_t(c) * 3 + 2 - i) * 3 + 2 - j) * a.O + o;
-        double value = w[a.form == 2 ? turned : plain];
-        return a.half ? rounded_to_bf16(value) : value;
-    };
+// The weights [O, 3, 3, C] that `w` of the given form contains, rounded if the image is.
+inline Image weights_of(const Array& w, const Arguments& a, int C) {
+    Image weights(a.O, 3, 3, C);
+    for (int o = 0; o < a.O; o++)
+        for (int k = 0; k < 9; k++)
+            for (int c = 0; c < C; c++) {
+                int64_t plain = (int64_t(o) * 9 + k) * C + c, turned = (int64_t(c) * 9 + 8 - k) * a.O + o;
+                double value = w[a.form == 2 ? turned : plain];
+                weights.at(o, k / 3, k % 3)[c] = a.half ? rounded_to_bf16(value) : value;
+            }
+    return weights;
 }
 
 // Transforms the weights of form 0.
-Array& transformed(Case& test, Array& w, const Arguments& a, int C) {
+inline Array& transformed(Case& test, Array& w, const Arguments& a, int C) {
     int size = int(test.size("fcg_winograd_size", fcg_winograd_size(a.O, C)));
     Array& u = test.output("u", Type::FP32, {size});
     test.run("fcg_winograd_weight", [&](int threads) {
@@ -82,9 +86,7 @@ Array& transformed(Case& test, Array& w, const Arguments& a, int C) {
     return u;
 }
 
-}  // namespace
-
-void check_winograd(Case& test) {
+inline void check_winograd(Case& test) {
     Size s = winograd_image(test);
     Arguments a = arguments_of(test, s);
     Array& x = test.input("x", float_type(a.half), {s.N, s.H, s.W, s.C});
@@ -100,8 +102,7 @@ void check_winograd(Case& test) {
                             s.C, a.O, a.pad, a.reflect, threads);
     });
     Image image = padded(Image(x, s), a.pad, a.reflect);
-    Weight weight = weight_of(w, a, s.C);
-    Image exact = convolved(image, weight, a.O, 3, 1), sizes = sizes_of(image, weight, a.O);
+    Image weights = weights_of(w, a, s.C), exact = convolved(image, weights, 1), sizes = sizes_of(image, weights);
     // Products are summed in parts of 64 channels, and the bias is added last.
     double c = ROUNDINGS_WINDOW + ROUNDINGS_KERNEL + ROUNDINGS_OUTPUT + double(least(s.C, 64) + parts_of(s.C, 64)) + 1;
     Expected expected(y.count());
@@ -112,3 +113,5 @@ void check_winograd(Case& test) {
     }
     test.check(y, expected);
 }
+
+}  // namespace winograd

@@ -1,14 +1,14 @@
 // The gradients of the weights of 3x3 convolutions, by Winograd's algorithm.
-#include "checks.h"
+#pragma once
 #include "kernels.h"
 #include "winograd_sizes.h"
 
-namespace {
+namespace winograd_gradient {
 
 using namespace winograd_sizes;
 
 // The sizes [O, 3, 3, C] of the gradient of the weights.
-Image sizes_of(const Image& x, const Image& g) {
+inline Image sizes_of(const Image& x, const Image& g) {
     std::vector<Points> sums(size_t(g.C) * x.C, Points(POINTS, 0));
     for (int n = 0; n < g.N; n++)
         for (int h = 0; h < g.H; h += TILE)
@@ -31,9 +31,7 @@ Image sizes_of(const Image& x, const Image& g) {
     return sizes;
 }
 
-}  // namespace
-
-void check_winograd_gradient(Case& test) {
+inline void check_winograd_gradient(Case& test) {
     Random& random = test.random;
     Size s = random.chance(10) ? image_size(test, 8000, 50, 2) : image_size(test, random.chance(20) ? 3000 : 700, 3);
     bool half = random.chance(50), reflect = test.argument("reflect", random.chance(50));
@@ -65,3 +63,5 @@ void check_winograd_gradient(Case& test) {
     }
     test.check(w, expected);
 }
+
+}  // namespace winograd_gradient

@@ -1,11 +1,11 @@
 // Instance norm in channels_last and of planes.
-#include "checks.h"
+#pragma once
 #include "image.h"
 #include "kernels.h"
 #include "norms.h"
 #include "vectors.h"
 
-namespace {
+namespace norm {
 
 // Mean and 1 / sigma of a line, with bounds of their errors.
 struct Moments {
@@ -30,7 +30,7 @@ struct Sums {
 // - Joining adds w (other - mean)^2 with the sum of all w at most P, where other - mean is off by E = 2 mean_error and a
 //   rounding: at most 2 E sqrt(P S) + P E^2 by the inequality of Cauchy and Schwarz, and roundings of the sum.
 // - 1 / sqrt(S / P + eps): three roundings before the root, and two after it. S is never below 0.
-Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
+inline Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
     double P = double(x.size()), n = sums.additions, largest = 0, low = x[0], high = x[0], sum = 0, S = 0;
     for (double number : x) {
         sum += number;
@@ -62,7 +62,7 @@ Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
     return m;
 }
 
-double activated(double z, const Norm& norm) {
+inline double activated(double z, const Norm& norm) {
     if (norm.activation == 1) return z < 0 ? 0 : z;
     if (norm.activation == 2) return z > 0 ? z : z * norm.slope;
     return z;
@@ -71,7 +71,7 @@ double activated(double z, const Norm& norm) {
 // Sets y = act((x - mean) * rstd * scale + shift) + residual. The difference, both products, the sum, the slope and the
 // residual round once each; errors of mean and rstd are multiplied by the other factor. The activation does not enlarge
 // them, as no slope here is larger than 1.
-void expect_number(Expected& y, int64_t i, double x, const Moments& m, const Norm& norm, int c, double residual) {
+inline void expect_number(Expected& y, int64_t i, double x, const Moments& m, const Norm& norm, int c, double residual) {
     double t = x - m.mean, s = m.rstd * norm.scale_of(c), shift = norm.shift_of(c);
     double t_most = std::fabs(t) + m.mean_error, s_most = (m.rstd + m.rstd_error) * std::fabs(norm.scale_of(c));
     double error = t_most * s_most - std::fabs(t * s);
@@ -89,8 +89,9 @@ struct Results {
         : y(int64_t(layout.N) * layout.P * layout.C), mean(int64_t(layout.N) * layout.C), rstd(mean) {}
 };
 
+template <class MomentsOf>
 Results expect(const Array& x, const Array& residual, const Layout& layout, const Norm& norm,
-               const std::function<Moments(int n, int c)>& moments_of) {
+               const MomentsOf& moments_of) {
     Results results(layout);
     for (int n = 0; n < layout.N; n++)
         for (int c = 0; c < layout.C; c++) {
@@ -106,7 +107,7 @@ Results expect(const Array& x, const Array& residual, const Layout& layout, cons
 }
 
 // The expected numbers of an image with its reflected border.
-Expected with_border(const Expected& inner, const Size& s, int p) {
+inline Expected with_border(const Expected& inner, const Size& s, int p) {
     Expected y(int64_t(s.N) * (s.H + 2 * p) * (s.W + 2 * p) * s.C);
     int64_t i = 0;
     for (int n = 0; n < s.N; n++)
@@ -119,9 +120,7 @@ Expected with_border(const Expected& inner, const Size& s, int p) {
     return y;
 }
 
-}  // namespace
-
-void check_norm(Case& test) {
+inline void check_norm(Case& test) {
     Random& random = test.random;
     Size s = image_size(test, 10000);
     bool half = random.chance(50), again = test.argument("again", random.chance(30));
@@ -155,7 +154,7 @@ void check_norm(Case& test) {
     test.check(y, with_border(results.y, s, border));
 }
 
-void check_norm_lines(Case& test) {
+inline void check_norm_lines(Case& test) {
     Random& random = test.random;
     Layout layout = random_planes(test);
     int N = layout.N, C = layout.C, P = layout.P;
@@ -182,3 +181,5 @@ void check_norm_lines(Case& test) {
     test.check(rstd, results.rstd);
     test.check(y, results.y);
 }
+
+}  // namespace norm

@@ -1,17 +1,17 @@
 // Convolutions from few channels ("wide") and to few channels ("few"), by their definition.
-#include "checks.h"
+#pragma once
 #include "image.h"
 #include "kernels.h"
 #include "vectors.h"
 
-namespace {
+namespace direct {
 
 struct Arguments {
     Size s;
     int O, k, stride;
 };
 
-Arguments arguments_of(Case& test, bool few) {
+inline Arguments arguments_of(Case& test, bool few) {
     Random& random = test.random;
     Arguments a{};
     a.k = test.argument("k", random.between(1, 7));
@@ -22,14 +22,10 @@ Arguments arguments_of(Case& test, bool few) {
 }
 
 // The convolution of x, plus a bias, within the error of chains of c operations.
-Expected expect(const Array& x, const Array& w, const Array& bias, const Arguments& a, double c) {
+inline Expected expect(const Array& x, const Array& w, const Array& bias, const Arguments& a, double c) {
     Image image(x, a.s);
-    Weight weight = [&](int o, int i, int j, int channel) {
-        return w[((int64_t(o) * a.k + i) * a.k + j) * a.s.C + channel];
-    };
-    Weight absolute = [&](int o, int i, int j, int channel) { return std::fabs(weight(o, i, j, channel)); };
-    Image exact = convolved(image, weight, a.O, a.k, a.stride);
-    Image sizes = convolved(image.absolute(), absolute, a.O, a.k, a.stride);
+    Image weights(w, {a.O, a.k, a.k, a.s.C}), exact = convolved(image, weights, a.stride);
+    Image sizes = convolved(image.absolute(), weights.absolute(), a.stride);
     Expected expected(int64_t(exact.numbers.size()));
     for (int64_t i = 0; i < int64_t(exact.numbers.size()); i++) {
         double offset = bias.present() ? bias[i % a.O] : 0;
@@ -39,13 +35,11 @@ Expected expect(const Array& x, const Array& w, const Array& bias, const Argumen
     return expected;
 }
 
-std::vector<int> output_shape(const Arguments& a) {
+inline std::vector<int> output_shape(const Arguments& a) {
     return {a.s.N, (a.s.H - a.k) / a.stride + 1, (a.s.W - a.k) / a.stride + 1, a.O};
 }
 
-}  // namespace
-
-void check_wide(Case& test) {
+inline void check_wide(Case& test) {
     Arguments a = arguments_of(test, false);
     const Size& s = a.s;
     bool half = test.random.chance(50);
@@ -66,7 +60,7 @@ void check_wide(Case& test) {
     test.check(y, expect(x, w, bias, a, double(1 + least(terms, 127) + parts_of(terms, 64) + 1)));
 }
 
-void check_few(Case& test) {
+inline void check_few(Case& test) {
     Arguments a = arguments_of(test, true);
     const Size& s = a.s;
     bool half = test.random.chance(50), half_out = half && test.random.chance(50);
@@ -86,3 +80,5 @@ void check_few(Case& test) {
     int64_t terms = int64_t(a.k) * a.k * parts_of(s.C, LANES);
     test.check(y, expect(x, w, bias, a, double(1 + terms + pairs(LANES) + 1)));
 }
+
+}  // namespace direct

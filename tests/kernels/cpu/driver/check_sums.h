@@ -1,9 +1,11 @@
 // Sums over pixels, and the comparison of memory.
-#include "checks.h"
+#pragma once
 #include "kernels.h"
 #include "shapes.h"
 
-void check_sum_pixels(Case& test) {
+namespace sums {
+
+inline void check_sum_pixels(Case& test) {
     Random& random = test.random;
     int C = test.argument("C", channels(random, 70));
     int P = test.argument("P", random.chance(30) ? random.between(1, 4000) : random.between(1, 200));
@@ -25,7 +27,7 @@ void check_sum_pixels(Case& test) {
     test.check(to, expected);
 }
 
-void check_equal(Case& test) {
+inline void check_equal(Case& test) {
     Random& random = test.random;
     int bytes = test.argument("bytes", random.chance(15) ? random.between(1, 1 << 20) : random.between(1, 5000));
     Array& a = test.input("a", Type::BYTE, {bytes});
@@ -43,3 +45,5 @@ void check_equal(Case& test) {
         return answer != equal;
     });
 }
+
+}  // namespace sums

@@ -1,12 +1,12 @@
 // The gradients of the weights of convolutions from and to few channels.
-#include "checks.h"
+#pragma once
 #include "image.h"
 #include "kernels.h"
 
-namespace {
+namespace direct_gradient {
 
 // What `w` contains before a call, and the gradient on top, within the error of chains of c operations.
-Expected expect(const std::vector<double>& before, const Image& x, const Image& g, int k, int stride, double c) {
+inline Expected expect(const std::vector<double>& before, const Image& x, const Image& g, int k, int stride, double c) {
     Image exact = weight_gradient(x, g, k, stride), sizes = weight_gradient(x.absolute(), g.absolute(), k, stride);
     Expected expected(int64_t(before.size()));
     for (size_t i = 0; i < before.size(); i++)
@@ -15,7 +15,7 @@ Expected expect(const std::vector<double>& before, const Image& x, const Image& 
     return expected;
 }
 
-std::vector<double> contents(const Array& w, bool add) {
+inline std::vector<double> contents(const Array& w, bool add) {
     std::vector<double> numbers(size_t(w.count()), 0);
     for (int64_t i = 0; add && i < w.count(); i++) numbers[size_t(i)] = w[i];
     return numbers;
@@ -23,14 +23,12 @@ std::vector<double> contents(const Array& w, bool add) {
 
 // The operations of a sum over N images of H rows of W pixels: a product; the sum of 64 pixels at a time, and of these
 // over the rows of a part; the sum of the parts; and what was there before.
-double operations(int N, int H, int W) {
+inline double operations(int N, int H, int W) {
     int64_t rows = int64_t(N) * H, per_part = parts_of(rows, 64) > 8 ? parts_of(rows, 64) : 8;
     return double(1 + least(W, 64) + least(rows, per_part) * parts_of(W, 64) + parts_of(rows, per_part) + 1);
 }
 
-}  // namespace
-
-void check_wide_gradient(Case& test) {
+inline void check_wide_gradient(Case& test) {
     Random& random = test.random;
     int k = test.argument("k", random.between(1, 7));
     int stride = test.argument("stride", random.chance(50) ? 1 : random.between(2, 3));
@@ -52,7 +50,7 @@ void check_wide_gradient(Case& test) {
     test.check(w, expect(before, Image(x, s), Image(g, of_g), k, stride, operations(s.N, of_g.H, of_g.W)));
 }
 
-void check_few_gradient(Case& test) {
+inline void check_few_gradient(Case& test) {
     Random& random = test.random;
     int k = test.argument("k", random.between(1, 7));
     Size s = image_size(test, random.chance(20) ? 6000 : 1000, k);
@@ -76,3 +74,5 @@ void check_few_gradient(Case& test) {
     // The sum is over all pixels of x, of which each meets a pixel of g with its border.
     test.check(w, expect(before, Image(x, s), gradient, k, 1, operations(s.N, s.H, s.W)));
 }
+
+}  // namespace direct_gradient

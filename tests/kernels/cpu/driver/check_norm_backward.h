@@ -1,10 +1,10 @@
 // The gradients of instance norm in channels_last and of planes.
-#include "checks.h"
+#pragma once
 #include "kernels.h"
 #include "norms.h"
 #include "vectors.h"
 
-namespace {
+namespace norm_backward {
 
 // A number with a bound of its error.
 struct Bounded {
@@ -19,7 +19,7 @@ struct Pixel {
 
 // xhat = (x - mean) * rstd rounds twice, and z = xhat * scale + shift twice more. Where the sign of z is uncertain for
 // that reason, dz can be either side's.
-Pixel pixel(double x, double g, double mean, double rstd, const Norm& norm, int c) {
+inline Pixel pixel(double x, double g, double mean, double rstd, const Norm& norm, int c) {
     double xhat = (x - mean) * rstd, product = xhat * norm.scale_of(c), shift = norm.shift_of(c), z = product + shift;
     if (norm.activation == 0) return {xhat, {g, 0}};
     double slope = norm.activation == 2 ? norm.slope : 0, uncertainty = growth(4) * (std::fabs(product) + std::fabs(shift));
@@ -46,7 +46,7 @@ struct LineSums {
 // dx = a * dz - b - c * xhat, with a = rstd * scale, b = a * sum / P and c = a * product / P. The longest chain is that of
 // c * xhat: a, the product with the sum, 1 / P and the product with that, two of xhat, one of c * xhat, and two
 // differences.
-Bounded gradient(const Pixel& at, const LineSums& sums, double a, double P) {
+inline Bounded gradient_of(const Pixel& at, const LineSums& sums, double a, double P) {
     double x = std::fabs(at.xhat), size = std::fabs(a);
     double b = size * sums.sum.most() / P, c = size * sums.product.most() / P * x;
     Bounded dx{a * at.dz.value - a * sums.sum.value / P - a * sums.product.value / P * at.xhat, 0};
@@ -59,12 +59,12 @@ struct Arguments {
     const Array &x, &mean, &rstd;
     const Norm& norm;
     const Layout& layout;
-    // The output's gradient.
-    std::function<double(int n, int p, int c)> g;
+    // The output's gradient, in the layout of x.
+    std::vector<double> g;
     double additions;
 };
 
-void check_results(Case& test, const Arguments& of, const Array& dx, const Array& total) {
+inline void check_results(Case& test, const Arguments& of, const Array& dx, const Array& total) {
     const Layout& layout = of.layout;
     Expected gradients(dx.count()), sums(total.count());
     for (int n = 0; n < layout.N; n++)
@@ -72,12 +72,12 @@ void check_results(Case& test, const Arguments& of, const Array& dx, const Array
             int64_t line = int64_t(n) * layout.C + c;
             std::vector<Pixel> pixels;
             for (int p = 0; p < layout.P; p++)
-                pixels.push_back(pixel(of.x[layout.at(n, p, c)], of.g(n, p, c), of.mean[line], of.rstd[line], of.norm, c));
+                pixels.push_back(pixel(of.x[layout.at(n, p, c)], of.g[size_t(layout.at(n, p, c))], of.mean[line], of.rstd[line], of.norm, c));
             LineSums line_sums(pixels, of.additions);
             sums.set(line, line_sums.sum.value, line_sums.sum.error);
             sums.set(int64_t(layout.N) * layout.C + line, line_sums.product.value, line_sums.product.error);
             for (int p = 0; p < layout.P; p++) {
-                Bounded d = gradient(pixels[size_t(p)], line_sums, of.rstd[line] * of.norm.scale_of(c), layout.P);
+                Bounded d = gradient_of(pixels[size_t(p)], line_sums, of.rstd[line] * of.norm.scale_of(c), layout.P);
                 gradients.set(layout.at(n, p, c), d.value, d.error);
             }
         }
@@ -86,7 +86,7 @@ void check_results(Case& test, const Arguments& of, const Array& dx, const Array
 }
 
 // Means of about the right size and random 1 / sigma: the gradient is defined for any.
-void fill_statistics(const Array& x, const Layout& layout, Array& mean, Array& rstd, Random& random) {
+inline void fill_statistics(const Array& x, const Layout& layout, Array& mean, Array& rstd, Random& random) {
     for (int n = 0; n < layout.N; n++)
         for (int c = 0; c < layout.C; c++) {
             int64_t i = int64_t(n) * layout.C + c;
@@ -96,9 +96,7 @@ void fill_statistics(const Array& x, const Layout& layout, Array& mean, Array& r
         }
 }
 
-}  // namespace
-
-void check_norm_backward(Case& test) {
+inline void check_norm_backward(Case& test) {
     Random& random = test.random;
     Size s = image_size(test, 10000);
     bool half = random.chance(50);
@@ -115,10 +113,14 @@ void check_norm_backward(Case& test) {
         int64_t row = int64_t(n) * (s.H + 2 * border) + p / s.W + border;
         return (row * width + p % s.W + border) * s.C + c;
     };
+    std::vector<double> gradient;
     // The border of g keeps the NaN with which it was filled: it must not be read.
     for (int n = 0; n < s.N; n++)
         for (int p = 0; p < s.pixels(); p++)
-            for (int c = 0; c < s.C; c++) g.set(inside(n, p, c), random.scaled(4));
+            for (int c = 0; c < s.C; c++) {
+                g.set(inside(n, p, c), random.scaled(4));
+                gradient.push_back(g[inside(n, p, c)]);
+            }
     fill_lines(x, layout, random, 8);
     fill_statistics(x, layout, mean, rstd, random);
     test.run("fcg_norm_backward", [&](int threads) {
@@ -129,11 +131,10 @@ void check_norm_backward(Case& test) {
     // Parts of 64 pixels of a row; of these, groups of 64; of those, all.
     int64_t lines = s.H * parts_of(s.W, 64);
     double additions = double(least(s.W, 64) + least(lines, 64) + parts_of(lines, 64));
-    auto value = [&](int n, int p, int c) { return g[inside(n, p, c)]; };
-    check_results(test, {x, mean, rstd, norm, layout, value, additions}, dx, total);
+    check_results(test, {x, mean, rstd, norm, layout, gradient, additions}, dx, total);
 }
 
-void check_norm_backward_lines(Case& test) {
+inline void check_norm_backward_lines(Case& test) {
     Random& random = test.random;
     Layout layout = random_planes(test);
     int N = layout.N, C = layout.C, P = layout.P;
@@ -156,6 +157,9 @@ void check_norm_backward_lines(Case& test) {
     // Each lane sums parts of 64 of its numbers; these are added up, and then the lanes in pairs.
     int64_t vectors = parts_of(P, LANES);
     double additions = double(least(vectors, 64) + parts_of(vectors, 64) + pairs(LANES));
-    auto value = [&](int n, int p, int c) { return g[layout.at(n, p, c)]; };
-    check_results(test, {x, mean, rstd, norm, layout, value, additions}, dx, total);
+    std::vector<double> gradient;
+    for (int64_t i = 0; i < g.count(); i++) gradient.push_back(g[i]);
+    check_results(test, {x, mean, rstd, norm, layout, gradient, additions}, dx, total);
 }
+
+}  // namespace norm_backward
