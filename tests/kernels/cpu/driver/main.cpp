@@ -60,28 +60,34 @@ struct Options {
 };
 
 [[noreturn]] void refuse(const char* problem, const char* value) {
-    fprintf(stderr, "driver: %s: %s\n%s", problem, value, USAGE);
+    fprintf(stderr, "driver: %s %s\n%s", problem, value, USAGE);
     exit(2);
 }
 
 uint64_t number(const char* text) {
     char* end;
     uint64_t value = strtoull(text, &end, 10);
-    if (*text < '0' || *text > '9' || *end) refuse("not a number", text);
+    if (*text < '0' || *text > '9' || *end) refuse("not a number:", text);
     return value;
+}
+
+int callers(const char* text) {
+    uint64_t count = number(text);
+    if (count < 1 || count > 64) refuse("--callers must be from 1 to 64, got", text);
+    return int(count);
 }
 
 const Check* check_named(const char* name) {
     for (const Check& check : CHECKS)
         if (!strcmp(check.name, name)) return &check;
-    refuse("no such kernel", name);
+    refuse("no such kernel:", name);
 }
 
 Options parse(int count, char** words) {
     Options options;
     for (int i = 1; i < count; i += 2) {
         const char *word = words[i], *value = i + 1 < count ? words[i + 1] : nullptr;
-        if (!value) refuse("no value for", word);
+        if (!value) refuse("no value for:", word);
         if (!strcmp(word, "--cases"))
             options.cases = number(value);
         else if (!strcmp(word, "--seconds"))
@@ -91,13 +97,12 @@ Options parse(int count, char** words) {
         else if (!strcmp(word, "--seed"))
             options.seed = number(value);
         else if (!strcmp(word, "--callers"))
-            options.callers = int(number(value));
+            options.callers = callers(value);
         else if (!strcmp(word, "--kernel"))
             options.only = check_named(value);
         else
-            refuse("unknown option", word);
+            refuse("unknown option:", word);
     }
-    if (options.callers < 1 || options.callers > 64) refuse("--callers must be from 1 to 64", "");
     return options;
 }
 

@@ -1,0 +1,154 @@
+"""Tests of the C++ kernels without Python: with sanitizers, with their own threads, and for other processors."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cpu import sanitize
+from tests.kernels.cpu.sanitize import DRIVER, SOURCE, Build, MissingToolError, run
+
+ROOT = Path(__file__).parents[3]
+# Every function that Python calls.
+FUNCTIONS = len(re.findall(r"^FCG_FUNCTION \w+ fcg_\w+\(", (SOURCE / "kernels.h").read_text(), re.MULTILINE))
+
+Compiled = Callable[[Build], Path]
+
+
+def target() -> str:
+    """Return the target of this processor, or skip the test if there is none."""
+    try:
+        return sanitize.native()
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Return the program of a build, which is compiled once."""
+    folder, programs = tmp_path_factory.mktemp("driver"), dict[Build, Path]()
+
+    def program(build: Build) -> Path:
+        if build not in programs:
+            try:
+                programs[build] = build.compile(folder / str(len(programs)))
+                build.command(programs[build])
+            except MissingToolError as error:
+                pytest.skip(str(error))
+        return programs[build]
+
+    return program
+
+
+def check(build: Build, program: Path, *arguments: str) -> None:
+    """Run the driver, all of whose cases must pass, and must call every function."""
+    process = run(build, program, *arguments)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert re.fullmatch(rf"\d+ cases of {FUNCTIONS} functions, seed \d+: all pass\n", process.stdout)
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers_find_nothing(sanitizer: str, compiled: Compiled) -> None:
+    build = Build(target(), sanitizer)
+    check(build, compiled(build), "--cases", "100", "--callers", "2")
+
+
+def test_own_threads(compiled: Compiled) -> None:
+    """Other systems have no OpenMP that PyTorch shares. Calls that find the threads in use have the same bits."""
+    build = Build(target(), own_threads=True)
+    check(build, compiled(build), "--cases", "400", "--callers", "3")
+
+
+def test_neon(compiled: Compiled) -> None:
+    build = Build("neon")
+    check(build, compiled(build), "--cases", "100")
+
+
+def test_a_planted_fault_is_found_and_repeated(compiled: Compiled, tmp_path: Path) -> None:
+    """One sign of Winograd's transform is changed, in a copy that is compiled into the rest."""
+    build = Build(target(), own_threads=True)
+    folder = compiled(build).parent
+    (tmp_path / "source").mkdir()
+    for file in SOURCE.iterdir():
+        text = file.read_text()
+        if file.name == "winograd.h":
+            assert "odd = B * (d3 - AA * d1)" in text
+            text = text.replace("odd = B * (d3 - AA * d1)", "odd = B * (d3 + AA * d1)")
+        (tmp_path / "source" / file.name).write_text(text)
+    (tmp_path / "build").mkdir()
+    for file in folder.glob("*.o"):
+        os.link(file, tmp_path / "build" / file.name)
+    (tmp_path / "build" / "winograd.cpp.o").unlink()
+    program = build.compile(tmp_path / "build", [tmp_path / "source" / "winograd.cpp"])
+    process = run(build, program, "--cases", "100")
+    assert process.returncode == 1
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    message, _, command = line.partition("; driver: repeat with ")
+    assert re.match(r"fcg_winograd: N=.* y\[\d+, \d+, \d+, \d+\] is \S+, expected \S+ within \S+$", message)
+    again = run(build, program, *shlex.split(command))
+    assert (again.returncode, again.stderr) == (1, process.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--cases",), "driver: no value for: --cases"),
+        (("--cases", "x"), "driver: not a number: x"),
+        (("--kernel", "fcg_x"), "driver: no such kernel: fcg_x"),
+        (("--x", "1"), "driver: unknown option: --x"),
+        (("--callers", "0"), "driver: --callers must be from 1 to 64, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], problem: str, compiled: Compiled) -> None:
+    build = Build(target(), own_threads=True)
+    process = run(build, compiled(build), *arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.splitlines()[0] == problem
+
+
+def test_a_missing_tool_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitize.main(["--target", "neon"]) == sanitize.MISSING
+    assert capsys.readouterr() == ("", "not compiled: aarch64-linux-gnu-g++ is not installed\n")
+
+
+# --- At length ----------------------------------------------------------------------------------------------
+
+
+def _targets() -> list[str]:
+    try:
+        return sanitize.supported()
+    except MissingToolError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["none", "address", "thread"])
+@pytest.mark.parametrize("name", _targets())
+def test_every_class_for_a_minute(name: str, sanitizer: str, compiled: Compiled) -> None:
+    build = Build(name, sanitizer)
+    check(build, compiled(build), "--seconds", "60", "--callers", "2", "--seed", str(os.getpid()))
+
+
+@pytest.mark.slow
+def test_neon_for_a_minute(compiled: Compiled) -> None:
+    build = Build("neon")
+    check(build, compiled(build), "--seconds", "60", "--seed", str(os.getpid()))
+
+
+@pytest.mark.slow
+def test_windows(compiled: Compiled) -> None:
+    """The kernels and the driver compile without a warning; without wine, the test is skipped after that."""
+    build = Build("windows")
+    check(build, compiled(build), "--cases", "400")
