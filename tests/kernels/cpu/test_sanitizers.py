@@ -1,10 +1,11 @@
-"""Tests of the C++ kernels without Python: with sanitizers, with their own threads, and for other processors."""
+"""Tests of the C++ kernels with sanitizers, with their own threads, and for other processors."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.cpu import sanitize
-from tests.kernels.cpu.sanitize import DRIVER, SOURCE, Build, MissingToolError, run
+from tests.kernels.cpu.sanitize import SOURCE, Build, MissingToolError, run
 
 ROOT = Path(__file__).parents[3]
 # Every function that Python calls.
@@ -62,7 +63,7 @@ def test_sanitizers_find_nothing(sanitizer: str, compiled: Compiled) -> None:
 
 
 def test_own_threads(compiled: Compiled) -> None:
-    """Other systems have no OpenMP that PyTorch shares. Calls that find the threads in use have the same bits."""
+    """The bits are the same, even of calls that find the threads in use."""
     build = Build(target(), own_threads=True)
     check(build, compiled(build), "--cases", "400", "--callers", "3")
 
@@ -152,3 +153,39 @@ def test_windows(compiled: Compiled) -> None:
     """The kernels and the driver compile without a warning; without wine, the test is skipped after that."""
     build = Build("windows")
     check(build, compiled(build), "--cases", "400")
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_from_python(tmp_path: Path) -> None:
+    """The tests of the functions and of the convolutions pass with a library that is compiled for sanitizers.
+
+    Layouts that are not dense, and memory that PyTorch allocates, come on top of what the driver tests.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    libraries = [_library_of(compiler, name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    environment = {
+        **os.environ,
+        "CXX": f"{compiler} -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "LD_PRELOAD": " ".join(libraries),
+        # A test asks for more memory than there is. Python keeps memory until it ends.
+        "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={tmp_path}/log",
+        "UBSAN_OPTIONS": f"log_path={tmp_path}/log",
+    }
+    tests = [f"tests/kernels/cpu/test_{name}.py" for name in ("functions", "convolution")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/base"]
+    process = subprocess.run([*command, *tests], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert not [log.read_text() for log in tmp_path.glob("log*")]
+    assert process.returncode == 0, process.stdout.decode()
+    (library,) = tmp_path.glob("cpp/*.so")
+    assert b"__asan_" in library.read_bytes()
+    assert b"__ubsan_" in library.read_bytes()
+
+
+def _library_of(compiler: str, name: str) -> str:
+    command = [compiler, f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"{name} is not installed")
+    return path
