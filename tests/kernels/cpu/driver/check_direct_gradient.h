@@ -47,7 +47,8 @@ inline void check_wide_gradient(Case& test) {
         return fcg_wide_gradient(half, x.floats(), g.data(), w.floats(), s.N, of_g.H, of_g.W, O, s.H, s.W, s.C, k,
                                  stride, add, threads);
     });
-    test.check(w, expect(before, Image(x, s), Image(g, of_g), k, stride, operations(s.N, of_g.H, of_g.W)));
+    double c = operations(s.N, of_g.H, of_g.W);
+    test.check(w, expect(before, Image(x, s), Image(g, of_g), k, stride, c));
 }
 
 inline void check_few_gradient(Case& test) {
@@ -68,8 +69,8 @@ inline void check_few_gradient(Case& test) {
     if (add) fill(w, random);
     std::vector<double> before = contents(w, add);
     test.run("fcg_few_gradient", [&](int threads) {
-        return fcg_few_gradient(half, g.floats(), x.data(), w.floats(), s.N, s.H, s.W, s.C, bordered.H, bordered.W, O, k,
-                                1, add, threads);
+        return fcg_few_gradient(half, g.floats(), x.data(), w.floats(), s.N, s.H, s.W, s.C, bordered.H, bordered.W, O,
+                                k, 1, add, threads);
     });
     // The sum is over all pixels of x, of which each meets a pixel of g with its border.
     test.check(w, expect(before, Image(x, s), gradient, k, 1, operations(s.N, s.H, s.W)));

@@ -18,17 +18,17 @@ struct Sums {
     double additions, chunks;
 };
 
-// The kernels take, for each chunk of m numbers, a = the mean, off by rounding errors; d = x - a; the mean a + sum(d) / m
-// and the squares S = sum(d^2) - sum(d)^2 / m. In exact arithmetic both are right for any a. With n additions, M the
-// largest number and R the range of the line:
+// The kernels take, for each chunk of m numbers, a = the mean, off by rounding errors; d = x - a; the mean
+// a + sum(d) / m and the squares S = sum(d^2) - sum(d)^2 / m. In exact arithmetic both are right for any a. With n
+// additions, M the largest number and R the range of the line:
 // - a is off by at most delta = growth(n + 2) M: the sum, times 1 / m, which is rounded as well.
 // - The mean of a chunk: sum(d) / m adds growth(n + 3) (R + delta), and its addition to a adds ROUNDING * M.
 // - Joining a chunk: mean + (other - mean) w with w = size / count rounds three times a number of at most R, and once
 //   one of at most M. What came before is averaged, so that errors of means add up over chunks and do not grow.
 // - The squares: d^2 has n + 3 roundings (of d, twice, the product, the sum), and sum(d)^2 / m has 2n + 4. Both sums
 //   are at most S + m delta^2.
-// - Joining adds w (other - mean)^2 with the sum of all w at most P, where other - mean is off by E = 2 mean_error and a
-//   rounding: at most 2 E sqrt(P S) + P E^2 by the inequality of Cauchy and Schwarz, and roundings of the sum.
+// - Joining adds w (other - mean)^2 with the sum of all w at most P, where other - mean is off by E = 2 mean_error and
+//   a rounding: at most 2 E sqrt(P S) + P E^2 by the inequality of Cauchy and Schwarz, and roundings of the sum.
 // - 1 / sqrt(S / P + eps): three roundings before the root, and two after it. S is never below 0.
 inline Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
     double P = double(x.size()), n = sums.additions, largest = 0, low = x[0], high = x[0], sum = 0, S = 0;
@@ -71,7 +71,8 @@ inline double activated(double z, const Norm& norm) {
 // Sets y = act((x - mean) * rstd * scale + shift) + residual. The difference, both products, the sum, the slope and the
 // residual round once each; errors of mean and rstd are multiplied by the other factor. The activation does not enlarge
 // them, as no slope here is larger than 1.
-inline void expect_number(Expected& y, int64_t i, double x, const Moments& m, const Norm& norm, int c, double residual) {
+inline void expect_number(Expected& y, int64_t i, double x, const Moments& m, const Norm& norm, int c,
+                          double residual) {
     double t = x - m.mean, s = m.rstd * norm.scale_of(c), shift = norm.shift_of(c);
     double t_most = std::fabs(t) + m.mean_error, s_most = (m.rstd + m.rstd_error) * std::fabs(norm.scale_of(c));
     double error = t_most * s_most - std::fabs(t * s);
@@ -139,9 +140,9 @@ inline void check_norm(Case& test) {
     if (again) fill(mean, random);
     for (int64_t i = 0; again && i < rstd.count(); i++) rstd.set(i, 1.25 + random.unit());
     test.run("fcg_norm", [&](int threads) {
-        return fcg_norm(half, x.data(), residual.data(), y.data(), norm.scale.floats(), norm.shift.floats(), mean.floats(),
-                        rstd.floats(), again, s.N, s.H, s.W, s.C, border, norm.activation, float(norm.slope),
-                        float(eps), threads);
+        return fcg_norm(half, x.data(), residual.data(), y.data(), norm.scale.floats(), norm.shift.floats(),
+                        mean.floats(), rstd.floats(), again, s.N, s.H, s.W, s.C, border, norm.activation,
+                        float(norm.slope), float(eps), threads);
     });
     Sums sums{double(least(s.pixels(), 64)), double(parts_of(s.pixels(), 64))};
     Results results = expect(x, residual, layout, norm, [&](int n, int c) {

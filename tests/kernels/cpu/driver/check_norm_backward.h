@@ -22,7 +22,8 @@ struct Pixel {
 inline Pixel pixel(double x, double g, double mean, double rstd, const Norm& norm, int c) {
     double xhat = (x - mean) * rstd, product = xhat * norm.scale_of(c), shift = norm.shift_of(c), z = product + shift;
     if (norm.activation == 0) return {xhat, {g, 0}};
-    double slope = norm.activation == 2 ? norm.slope : 0, uncertainty = growth(4) * (std::fabs(product) + std::fabs(shift));
+    double slope = norm.activation == 2 ? norm.slope : 0;
+    double uncertainty = growth(4) * (std::fabs(product) + std::fabs(shift));
     Bounded dz{z > 0 ? g : slope == 0 ? 0 : g * slope, z > 0 ? 0 : growth(1) * std::fabs(g * slope)};
     if (std::fabs(z) <= uncertainty && uncertainty > 0) dz.error += std::fabs(g * (1 - slope));
     return {xhat, dz};
@@ -43,8 +44,8 @@ struct LineSums {
     }
 };
 
-// dx = a * dz - b - c * xhat, with a = rstd * scale, b = a * sum / P and c = a * product / P. The longest chain is that of
-// c * xhat: a, the product with the sum, 1 / P and the product with that, two of xhat, one of c * xhat, and two
+// dx = a * dz - b - c * xhat, with a = rstd * scale, b = a * sum / P and c = a * product / P. The longest chain is that
+// of c * xhat: a, the product with the sum, 1 / P and the product with that, two of xhat, one of c * xhat, and two
 // differences.
 inline Bounded gradient_of(const Pixel& at, const LineSums& sums, double a, double P) {
     double x = std::fabs(at.xhat), size = std::fabs(a);
@@ -71,8 +72,10 @@ inline void check_results(Case& test, const Arguments& of, const Array& dx, cons
         for (int c = 0; c < layout.C; c++) {
             int64_t line = int64_t(n) * layout.C + c;
             std::vector<Pixel> pixels;
-            for (int p = 0; p < layout.P; p++)
-                pixels.push_back(pixel(of.x[layout.at(n, p, c)], of.g[size_t(layout.at(n, p, c))], of.mean[line], of.rstd[line], of.norm, c));
+            for (int p = 0; p < layout.P; p++) {
+                int64_t i = layout.at(n, p, c);
+                pixels.push_back(pixel(of.x[i], of.g[size_t(i)], of.mean[line], of.rstd[line], of.norm, c));
+            }
             LineSums line_sums(pixels, of.additions);
             sums.set(line, line_sums.sum.value, line_sums.sum.error);
             sums.set(int64_t(layout.N) * layout.C + line, line_sums.product.value, line_sums.product.error);

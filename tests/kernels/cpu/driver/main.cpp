@@ -134,8 +134,9 @@ class Report {
         called.insert(test.called.begin(), test.called.end());
         if (digests.size() <= index) digests.resize(size_t(index) + 1, 0);
         // Every thread that runs this case must get the same bits.
-        if (digests[size_t(index)] && digests[size_t(index)] != test.digest()) test.fail("has other bits on another thread");
-        digests[size_t(index)] = test.digest();
+        uint64_t& digest = digests[size_t(index)];
+        if (digest && digest != test.digest()) test.fail("has other bits on another thread");
+        digest = test.digest();
     }
 
     void fail(const Failure& failure, const Current& at) {

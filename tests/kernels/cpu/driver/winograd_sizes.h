@@ -16,8 +16,8 @@ constexpr int WINDOW = 6, TILE = 4, POINTS = 36;
 // - the outputs: of m1 in A^2 (A (m1 - m2)) + B^2 (...) + m5, a difference, two products and two sums;
 // - the gradient's tile: of y3 in A (y1 + A^2 y3), two products and a sum, and a sum with the even part;
 // - back to the kernel: the constant, a product and five sums.
-constexpr double ROUNDINGS_WINDOW = 2 * 4, ROUNDINGS_KERNEL = 2 * 5, ROUNDINGS_OUTPUT = 2 * 5, ROUNDINGS_GRADIENT = 2 * 4,
-                 ROUNDINGS_BACK = 2 * 8;
+constexpr double ROUNDINGS_WINDOW = 2 * 4, ROUNDINGS_KERNEL = 2 * 5, ROUNDINGS_OUTPUT = 2 * 5,
+                 ROUNDINGS_GRADIENT = 2 * 4, ROUNDINGS_BACK = 2 * 8;
 
 using Points = std::vector<double>;
 
@@ -32,16 +32,18 @@ struct Matrix {
             for (int i = 0; i < rows; i++) result.numbers.push_back(at(i, j));
         return result;
     }
+    // M d, with as many columns as d.
+    Points times(const Points& d, int width) const {
+        Points result(size_t(rows * width), 0);
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < width; j++)
+                for (int k = 0; k < columns; k++) result[size_t(i * width + j)] += at(i, k) * d[size_t(k * width + j)];
+        return result;
+    }
     // M d M^T.
     Points around(const Points& d) const {
-        Points half(size_t(rows * columns)), result(size_t(rows * rows));
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < columns; j++)
-                for (int k = 0; k < columns; k++) half[size_t(i * columns + j)] += at(i, k) * d[size_t(k * columns + j)];
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < rows; j++)
-                for (int k = 0; k < columns; k++) result[size_t(i * rows + j)] += half[size_t(i * columns + k)] * at(j, k);
-        return result;
+        Matrix left{rows, columns, times(d, columns)};
+        return left.times(transposed().numbers, rows);
     }
 };
 
