@@ -97,6 +97,8 @@ class Build:
     target: str
     sanitizer: str = "none"
     own_threads: bool = False
+    # A few cases take less time than the compiler's optimisations.
+    optimised: bool = True
 
     @property
     def _has_own_threads(self) -> bool:
@@ -107,8 +109,7 @@ class Build:
         target = TARGETS[self.target]
         flags = [flag for flag in FLAGS[target.processor] if flag not in ("-O3", "-fPIC")]
         flags += [*SANITIZERS[self.sanitizer], "-Wall", "-Wextra", f"-I{SOURCE}"]
-        # Compiling takes longer than running, most of all the driver.
-        flags.append("-O0" if file.parent == DRIVER else "-O1")
+        flags.append("-O1" if self.optimised and file.parent != DRIVER else "-O0")
         return [*flags, "-DFCG_OWN_THREADS"] if self._has_own_threads else flags
 
     def _link_flags(self) -> list[str]:
