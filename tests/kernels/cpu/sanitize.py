@@ -108,8 +108,11 @@ class Build:
     def _flags(self, file: Path) -> list[str]:
         target = TARGETS[self.target]
         flags = [flag for flag in FLAGS[target.processor] if flag not in ("-O3", "-fPIC")]
-        flags += [*SANITIZERS[self.sanitizer], "-Wall", "-Wextra", f"-I{SOURCE}"]
-        flags.append("-O1" if self.optimised and file.parent != DRIVER else "-O0")
+        flags += ["-Wall", "-Wextra", f"-I{SOURCE}"]
+        if file.parent == DRIVER:
+            # The sanitizers see what the kernels do to its memory all the same.
+            return [*flags, "-O0"]
+        flags += [*SANITIZERS[self.sanitizer], "-O1" if self.optimised else "-O0"]
         return [*flags, "-DFCG_OWN_THREADS"] if self._has_own_threads else flags
 
     def _link_flags(self) -> list[str]:

@@ -17,11 +17,9 @@
 #include "check_winograd.h"
 #include "check_winograd_gradient.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#include <sanitizer/common_interface_defs.h>
-#define SANITIZER 1
-#else
-#define SANITIZER 0
+#if defined(__linux__)
+// A function of the sanitizers, or null without them.
+extern "C" void __sanitizer_set_death_callback(void (*callback)()) __attribute__((weak));
 #endif
 
 namespace {
@@ -180,8 +178,8 @@ void run(const Options& options, Report& report) {
 
 int main(int count, char** words) {
     Options options = parse(count, words);
-#if SANITIZER
-    __sanitizer_set_death_callback([] { latest.print(); });
+#if defined(__linux__)
+    if (__sanitizer_set_death_callback) __sanitizer_set_death_callback([] { latest.print(); });
 #endif
     Report report;
     std::vector<std::thread> callers;
