@@ -58,6 +58,8 @@ void join(const float* parts, int64_t pixels, int C, int lanes, float eps, float
         squares += load(part + C, lanes) + d * d * (count * size / sum);
         count = sum;
     }
+    // Rounding errors can make the squares of equal pixels negative. NaN stays NaN.
+    squares = squares < Floats{} ? Floats{} : squares;
     Floats r = squares * (1.0f / pixels) + eps;
     for (int i = 0; i < LANES; i++) r[i] = 1.0f / std::sqrt(r[i]);
     store(mean, total, lanes);

@@ -32,6 +32,8 @@ void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, flo
         squares += sum(their_squares) - rest * correction + d * d * (count * size / both);
         count = both;
     }
+    // As in norm.cpp.
+    if (squares < 0) squares = 0;
     *mean_of_line = mean;
     *rstd = 1.0f / std::sqrt(squares / P + eps);
     float scale = *rstd * weight;

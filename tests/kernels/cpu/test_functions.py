@@ -55,6 +55,17 @@ def test_norms_equal_float64(case: NormCase, dtype: torch.dtype) -> None:
         assert_parity("statistics", statistic, of_pixels(x.float()), of_pixels(x.double()), FP32)
 
 
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_equal_pixels_become_zero_whatever_their_size(layout: str) -> None:
+    """Rounding errors of large numbers could make the variance negative, and the result NaN."""
+    values = torch.logspace(-10, 10, 2000)
+    x = values[None, :, None, None].expand(1, -1, 7, 8)
+    x = x.contiguous(memory_format=torch.channels_last) if layout == "last" else x.contiguous()
+    y, mean, _ = functions.norm(x, Norm())
+    assert torch.equal(y, torch.zeros_like(x))
+    assert torch.equal(mean[0], values)
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.flatten(2).mean(2)
 

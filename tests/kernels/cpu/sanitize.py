@@ -1,0 +1,229 @@
+"""Compile the C++ kernels with the driver in ``driver``, for a sanitizer or another processor, and run it.
+
+python -m tests.kernels.cpu.sanitize --sanitizer address --seconds 60
+python -m tests.kernels.cpu.sanitize --target neon --cases 1000
+
+The driver tests every kernel on random cases. It needs neither Python nor PyTorch, so a sanitizer sees
+nothing but the kernels, and an emulator has little to do. The exit code is that of the driver: 0 if all cases
+pass, and 1 if one fails, with a line that says how to repeat it; or 3 if a tool is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcyclegan.kernels.cpu import library
+from fastcyclegan.kernels.cpu._compiler import FLAGS
+
+SOURCE = Path(library.__file__).with_name("source")
+DRIVER = Path(__file__).with_name("driver")
+MISSING = 3
+
+SANITIZERS = {
+    "none": (),
+    "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "thread": ("-g1", "-fsanitize=thread"),
+}
+OPTIONS = {
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+    # Waiting threads leave the processor to others at once: the cases are tiny.
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+class MissingToolError(Exception):
+    """A compiler, an emulator or a processor that is not there. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class of processors: the compiler, its flags, and the program that runs what it makes."""
+
+    compilers: tuple[str, ...]
+    processor: str
+    static: bool = False
+    emulator: str | None = None
+    program: str = "driver"
+    # Whether the kernels use the threads of OpenMP there.
+    openmp: bool = True
+
+
+_HERE = ("c++", "g++", "clang++")
+TARGETS = {
+    "avx2": Target(_HERE, "avx2"),
+    "avx512": Target(_HERE, "avx512"),
+    "neon": Target(("aarch64-linux-gnu-g++",), "neon", static=True, emulator="qemu-aarch64"),
+    # The compiler of this name knows std::thread.
+    "windows": Target(
+        ("x86_64-w64-mingw32-g++-posix", "x86_64-w64-mingw32-g++"),
+        "avx2",
+        static=True,
+        emulator="wine",
+        program="driver.exe",
+        openmp=False,
+    ),
+}
+
+
+def native() -> str:
+    """Return the target of this processor. Raises MissingToolError if the kernels do not support it."""
+    name = library.processor()
+    if not name:
+        raise MissingToolError("this processor has no AVX2")
+    # The kernels have no instructions of AMX.
+    return "avx512" if name == "amx" else name
+
+
+def supported() -> list[str]:
+    """Return the targets whose instructions this processor has."""
+    name = native()
+    return ["avx2", "avx512"] if name == "avx512" else [name]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A way to compile the driver."""
+
+    target: str
+    sanitizer: str = "none"
+    own_threads: bool = False
+    # A few cases take less time than the compiler's optimisations.
+    optimised: bool = True
+
+    @property
+    def _has_own_threads(self) -> bool:
+        # ThreadSanitizer does not see what the threads of GNU OpenMP wait for.
+        return self.own_threads or self.sanitizer == "thread" or not TARGETS[self.target].openmp
+
+    def _flags(self, file: Path) -> list[str]:
+        target = TARGETS[self.target]
+        flags = [flag for flag in FLAGS[target.processor] if flag not in ("-O3", "-fPIC")]
+        flags += ["-Wall", "-Wextra", f"-I{SOURCE}"]
+        if file.parent == DRIVER:
+            # The sanitizers see what the kernels do to its memory all the same.
+            return [*flags, "-O0"]
+        flags += [*SANITIZERS[self.sanitizer], "-O1" if self.optimised else "-O0"]
+        return [*flags, "-DFCG_OWN_THREADS"] if self._has_own_threads else flags
+
+    def _link_flags(self) -> list[str]:
+        target = TARGETS[self.target]
+        flags = [*SANITIZERS[self.sanitizer], "-pthread", *(["-static"] if target.static else [])]
+        return flags if self._has_own_threads else [*flags, "-fopenmp"]
+
+    def compile(self, folder: Path, changed: Sequence[Path] = ()) -> Path:
+        """Compile the driver and the kernels in ``folder``, two files at a time, and return the program.
+
+        ``changed`` are files that replace those of their names. Files that ``folder`` already contains in
+        compiled form are not compiled again. Raises MissingToolError without a compiler.
+        """
+        compiler = _tool(TARGETS[self.target].compilers)
+        files = {file.name: file for file in (DRIVER / "main.cpp", *SOURCE.glob("*.cpp"), *changed)}
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = {name: folder / f"{name}.o" for name in files}
+
+        def compile_one(name: str) -> None:
+            if files[name] in changed or not objects[name].exists():
+                _compile(
+                    [compiler, *self._flags(files[name]), "-c", str(files[name]), "-o", str(objects[name])]
+                )
+
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(compile_one, files))
+        program = folder / TARGETS[self.target].program
+        _compile([compiler, *map(str, objects.values()), *self._link_flags(), "-o", str(program)])
+        return program
+
+    def command(self, program: Path) -> list[str]:
+        """Return the command that runs ``program``. Raises MissingToolError without an emulator."""
+        emulator = TARGETS[self.target].emulator
+        words = [str(program)]
+        if emulator is not None:
+            words = [_tool((emulator,)), *words]
+        # ThreadSanitizer needs its memory where a random layout can put something else.
+        if self.sanitizer == "thread" and _can_fix_the_layout():
+            words = ["setarch", "-R", *words]
+        return words
+
+
+def _can_fix_the_layout() -> bool:
+    """Return whether programs can be run without a random layout of memory. Some containers forbid it."""
+    if not shutil.which("setarch"):
+        return False
+    return subprocess.run(["setarch", "-R", "true"], capture_output=True, check=False).returncode == 0
+
+
+def _tool(names: Sequence[str]) -> str:
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise MissingToolError(f"{names[-1]} is not installed")
+
+
+def _compile(command: list[str]) -> None:
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Warnings of the linker are about libraries of the system.
+    if process.returncode or (process.stderr and "-c" in command):
+        raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
+
+
+def run(build: Build, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the driver with ``arguments``, and return the process with what it printed."""
+    environment = {**os.environ, **OPTIONS}
+    # A library that was loaded before would come before the sanitizer's.
+    environment.pop("LD_PRELOAD", None)
+    return subprocess.run(
+        [*build.command(program), *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+
+
+def sanitize(build: Build, *arguments: str) -> int:
+    """Compile the driver, run it with ``arguments``, print its results, and return an exit code."""
+    done = "not compiled"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            program = build.compile(Path(folder))
+            done = "compiled, not run"
+            build.command(program)
+        except MissingToolError as error:
+            print(f"{done}: {error}", file=sys.stderr)
+            return MISSING
+        process = run(build, program, *arguments)
+    print(process.stdout, end="")
+    print(process.stderr, end="", file=sys.stderr)
+    return process.returncode
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sanitizer", choices=SANITIZERS, default="none")
+    parser.add_argument("--target", choices=["native", *TARGETS], default="native")
+    parser.add_argument("--own-threads", action="store_true", help="use no OpenMP")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--seconds", type=int, help="run random cases for this long")
+    size.add_argument("--cases", type=int, default=200, help="run so many cases (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--callers", type=int, default=1, help="threads that call the kernels at once")
+    options = parser.parse_args(words)
+    try:
+        target = native() if options.target == "native" else options.target
+    except MissingToolError as error:
+        print(error, file=sys.stderr)
+        return MISSING
+    amount = ("--cases", options.cases) if options.seconds is None else ("--seconds", options.seconds)
+    build = Build(target, options.sanitizer, options.own_threads)
+    return sanitize(build, *map(str, amount), "--seed", str(options.seed), "--callers", str(options.callers))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Tests of the C++ kernels with sanitizers, with their own threads, and for other processors."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cpu import sanitize
+from tests.kernels.cpu.sanitize import SOURCE, Build, MissingToolError, run
+
+ROOT = Path(__file__).parents[3]
+# Every function that Python calls.
+FUNCTIONS = len(re.findall(r"^FCG_FUNCTION \w+ fcg_\w+\(", (SOURCE / "kernels.h").read_text(), re.MULTILINE))
+
+Compiled = Callable[[Build], Path]
+
+
+def target() -> str:
+    """Return the target of this processor, or skip the test if there is none."""
+    try:
+        return sanitize.native()
+    except MissingToolError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Return the program of a build, which is compiled once."""
+    folder, programs = tmp_path_factory.mktemp("driver"), dict[Build, Path]()
+
+    def program(build: Build) -> Path:
+        if build not in programs:
+            try:
+                to = folder / str(len(programs))
+                for other, done in programs.items():
+                    if other.target == build.target and not to.exists():
+                        # The driver itself is compiled in the same way for all builds of a target.
+                        to.mkdir()
+                        os.link(done.with_name("main.cpp.o"), to / "main.cpp.o")
+                programs[build] = build.compile(to)
+                build.command(programs[build])
+            except MissingToolError as error:
+                pytest.skip(str(error))
+        return programs[build]
+
+    return program
+
+
+def check(build: Build, program: Path, *arguments: str) -> None:
+    """Run the driver, all of whose cases must pass, and must call every function."""
+    process = run(build, program, *arguments)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert re.fullmatch(rf"\d+ cases of {FUNCTIONS} functions, seed \d+: all pass\n", process.stdout)
+    assert process.stderr == ""
+
+
+def test_the_sanitizers_of_addresses_and_of_undefined_behaviour_find_nothing(compiled: Compiled) -> None:
+    build = Build(target(), "address", optimised=False)
+    check(build, compiled(build), "--cases", "100", "--callers", "2")
+
+
+def test_the_sanitizer_of_threads_finds_nothing(compiled: Compiled) -> None:
+    build = Build(target(), "thread", optimised=False)
+    check(build, compiled(build), "--cases", "50", "--callers", "2")
+
+
+def test_own_threads(compiled: Compiled) -> None:
+    """The bits are the same, even of calls that find the threads in use."""
+    build = Build(target(), own_threads=True, optimised=False)
+    check(build, compiled(build), "--cases", "400", "--callers", "3")
+
+
+def test_neon(compiled: Compiled) -> None:
+    build = Build("neon", optimised=False)
+    check(build, compiled(build), "--cases", "100")
+
+
+def test_a_planted_fault_is_found_and_repeated(compiled: Compiled, tmp_path: Path) -> None:
+    """One sign of Winograd's transform is changed, in a copy that is compiled into the rest."""
+    build = Build(target(), own_threads=True, optimised=False)
+    folder = compiled(build).parent
+    (tmp_path / "source").mkdir()
+    for file in SOURCE.iterdir():
+        text = file.read_text()
+        if file.name == "winograd.h":
+            assert "odd = B * (d3 - AA * d1)" in text
+            text = text.replace("odd = B * (d3 - AA * d1)", "odd = B * (d3 + AA * d1)")
+        (tmp_path / "source" / file.name).write_text(text)
+    (tmp_path / "build").mkdir()
+    for file in folder.glob("*.o"):
+        os.link(file, tmp_path / "build" / file.name)
+    (tmp_path / "build" / "winograd.cpp.o").unlink()
+    program = build.compile(tmp_path / "build", [tmp_path / "source" / "winograd.cpp"])
+    process = run(build, program, "--cases", "100")
+    assert process.returncode == 1
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    message, _, command = line.partition("; driver: repeat with ")
+    assert re.match(r"fcg_winograd: N=.* y\[\d+, \d+, \d+, \d+\] is \S+, expected \S+ within \S+$", message)
+    again = run(build, program, *shlex.split(command))
+    assert (again.returncode, again.stderr) == (1, process.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--cases",), "driver: no value for: --cases"),
+        (("--cases", "x"), "driver: not a number: x"),
+        (("--kernel", "fcg_x"), "driver: no such kernel: fcg_x"),
+        (("--x", "1"), "driver: unknown option: --x"),
+        (("--callers", "0"), "driver: --callers must be from 1 to 64, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], problem: str, compiled: Compiled) -> None:
+    build = Build(target(), own_threads=True, optimised=False)
+    process = run(build, compiled(build), *arguments)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.splitlines()[0] == problem
+
+
+def test_a_missing_tool_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitize.main(["--target", "neon"]) == sanitize.MISSING
+    assert capsys.readouterr() == ("", "not compiled: aarch64-linux-gnu-g++ is not installed\n")
+
+
+# --- At length ----------------------------------------------------------------------------------------------
+
+
+def _targets() -> list[str]:
+    try:
+        return sanitize.supported()
+    except MissingToolError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["none", "address", "thread"])
+@pytest.mark.parametrize("name", _targets())
+def test_every_class_for_a_minute(name: str, sanitizer: str, compiled: Compiled) -> None:
+    build = Build(name, sanitizer)
+    check(build, compiled(build), "--seconds", "60", "--callers", "2", "--seed", str(os.getpid()))
+
+
+@pytest.mark.slow
+def test_neon_for_a_minute(compiled: Compiled) -> None:
+    build = Build("neon")
+    check(build, compiled(build), "--seconds", "60", "--seed", str(os.getpid()))
+
+
+@pytest.mark.slow
+def test_windows(compiled: Compiled) -> None:
+    """The kernels and the driver compile without a warning; without wine, the test is skipped after that."""
+    build = Build("windows")
+    check(build, compiled(build), "--cases", "400")
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_from_python(tmp_path: Path) -> None:
+    """The tests of the functions and of the convolutions pass with a library that is compiled for sanitizers.
+
+    Layouts that are not dense, and memory that PyTorch allocates, come on top of what the driver tests.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    libraries = [_library_of(compiler, name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    environment = {
+        **os.environ,
+        "CXX": f"{compiler} -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "LD_PRELOAD": " ".join(libraries),
+        # A test asks for more memory than there is. Python keeps memory until it ends.
+        "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={tmp_path}/log",
+        "UBSAN_OPTIONS": f"log_path={tmp_path}/log",
+    }
+    tests = [f"tests/kernels/cpu/test_{name}.py" for name in ("functions", "convolution")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/base"]
+    process = subprocess.run([*command, *tests], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert not [log.read_text() for log in tmp_path.glob("log*")]
+    assert process.returncode == 0, process.stdout.decode()
+    (library,) = tmp_path.glob("cpp/*.so")
+    assert b"__asan_" in library.read_bytes()
+    assert b"__ubsan_" in library.read_bytes()
+
+
+def _library_of(compiler: str, name: str) -> str:
+    command = [compiler, f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    if not Path(path).is_absolute():
+        pytest.skip(f"{name} is not installed")
+    return path
