@@ -8,8 +8,8 @@
 
 namespace {
 
-// `few` is an image [N, FH, FW, F] with few channels, `many` one [N, H, W, M] with many. Pixel (h, w) of `many` meets the
-// k * k pixels of `few` from (h * stride, w * stride) on.
+// `few` is an image [N, FH, FW, F] with few channels, `many` one [N, H, W, M] with many. Pixel (h, w) of `many` meets
+// the k * k pixels of `few` from (h * stride, w * stride) on.
 struct Shape {
     int N, H, W, M, FH, FW, F, k, stride;
     int line() const { return k * F; }

@@ -46,7 +46,8 @@ FCG_FUNCTION int fcg_pad(int half, int wide, const void* x, void* y, int N, int 
                          int threads);
 
 // Folds the reflected border of g [N, H + 2p, W + 2p, C] onto the pixels that it shows: to [N, H, W, C] = the gradient
-// of the image, + added if that is not null. If `to` is null, the pixels of g are changed, and its border is kept.
+// of the image, + added if that is not null. If `to` is null, `added` must be null too; then the pixels of g are changed,
+// and its border is kept.
 FCG_FUNCTION int fcg_fold(int half, const void* g, const void* added, void* to, int N, int H, int W, int C, int p,
                           int threads);
 

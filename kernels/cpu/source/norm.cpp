@@ -55,7 +55,9 @@ void join(const float* parts, int64_t pixels, int C, int lanes, float eps, float
         float size = chunk_size(k, pixels), sum = count + size;
         Floats d = load(part, lanes) - total;
         total += d * (size / sum);
-        squares += load(part + C, lanes) + d * d * (count * size / sum);
+        Floats own = load(part + C, lanes);
+        // The first difference is the mean itself, whose square can be infinite.
+        squares += count > 0 ? own + d * d * (count * size / sum) : own;
         count = sum;
     }
     // Rounding errors can make the squares of equal pixels negative. NaN stays NaN.
@@ -94,7 +96,8 @@ void moments(const T* x, Size s, float eps, float* mean, float* rstd, float* par
 }
 
 template <class T>
-void apply(const T* x, const T* residual, T* y, Size s, Output out, const float* mean, const float* scale, int threads) {
+void apply(const T* x, const T* residual, T* y, Size s, Output out, const float* mean, const float* scale,
+           int threads) {
     int p = out.border, C = s.C, rows = s.H + 2 * p;
     size_t line = size_t(s.W + 2 * p) * C;
     parallel_for(int64_t(s.N) * s.H, threads, [&](int64_t begin, int64_t end) {

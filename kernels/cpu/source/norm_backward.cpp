@@ -39,7 +39,8 @@ void add_lines(const float* lines, int64_t count, int C, int lanes, float* to, s
         Floats total{};
         for (int64_t start = 0; start < count; start += PART) {
             Floats group{};
-            for (int64_t i = start; i < count && i < start + PART; i++) group += load(lines + (2 * i + which) * C, lanes);
+            for (int64_t i = start; i < count && i < start + PART; i++)
+                group += load(lines + (2 * i + which) * C, lanes);
             total += group;
         }
         store(to + which * to_step, total, lanes);

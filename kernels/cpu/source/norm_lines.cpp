@@ -29,7 +29,8 @@ void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, flo
         float rest = sum(differences), correction = rest / size;
         float d = about + correction - mean, both = count + size;
         mean += d * (size / both);
-        squares += sum(their_squares) - rest * correction + d * d * (count * size / both);
+        float own = sum(their_squares) - rest * correction;
+        squares += count > 0 ? own + d * d * (count * size / both) : own;
         count = both;
     }
     // As in norm.cpp.

@@ -31,7 +31,8 @@ int sum_all(const T* g, float* to, int64_t P, int C, int threads) {
         float total = 0;
         for (int64_t i = 0; i < count; i++) total += lines[size_t(i) * C + c];
         to[c] = total;
-    }    return 0;
+    }
+    return 0;
 }
 
 }  // namespace

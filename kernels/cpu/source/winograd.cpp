@@ -64,8 +64,9 @@ void transform_weights(const float* w, float* u, int O, int C, int o, int c, boo
     }
 }
 
-// Writes the transformed weights of output o and LANES inputs from c to u, whose points are panel_plane(O) numbers apart.
-// They are those of the gradient of the image: a convolution from O to C channels with the kernels turned by 180 degrees.
+// Writes the transformed weights of output o and LANES inputs from c to u, whose points are panel_plane(O) numbers
+// apart. They are those of the gradient of the image: a convolution from O to C channels with the kernels turned by 180
+// degrees.
 void transform_turned(const float* w, float* u, int O, int C, int o, int c, bool half) {
     Floats g[9] = {};
     // Beyond C, the panel is filled with zeros.

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcyclegan.kernels.cpu import library
+from fastcyclegan.kernels.cpu import library, processors
 from fastcyclegan.kernels.cpu._compiler import FLAGS
 
 SOURCE = Path(library.__file__).with_name("source")
@@ -38,6 +38,7 @@ OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1",
     # Waiting threads leave the processor to others at once: the cases are tiny.
     "OMP_WAIT_POLICY": "passive",
+    "WINEDEBUG": "-all",
 }
 
 
@@ -52,7 +53,7 @@ class Target:
     compilers: tuple[str, ...]
     processor: str
     static: bool = False
-    emulator: str | None = None
+    emulators: tuple[str, ...] = ()
     program: str = "driver"
     # Whether the kernels use the threads of OpenMP there.
     openmp: bool = True
@@ -62,13 +63,14 @@ _HERE = ("c++", "g++", "clang++")
 TARGETS = {
     "avx2": Target(_HERE, "avx2"),
     "avx512": Target(_HERE, "avx512"),
-    "neon": Target(("aarch64-linux-gnu-g++",), "neon", static=True, emulator="qemu-aarch64"),
+    "neon": Target(("aarch64-linux-gnu-g++",), "neon", static=True, emulators=("qemu-aarch64",)),
     # The compiler of this name knows std::thread.
     "windows": Target(
         ("x86_64-w64-mingw32-g++-posix", "x86_64-w64-mingw32-g++"),
         "avx2",
         static=True,
-        emulator="wine",
+        # Debian has it outside PATH.
+        emulators=("wine64", "wine", "/usr/lib/wine/wine64"),
         program="driver.exe",
         openmp=False,
     ),
@@ -77,7 +79,7 @@ TARGETS = {
 
 def native() -> str:
     """Return the target of this processor. Raises MissingToolError if the kernels do not support it."""
-    name = library.processor()
+    name = processors.processor()
     if not name:
         raise MissingToolError("this processor has no AVX2")
     # The kernels have no instructions of AMX.
@@ -145,10 +147,10 @@ class Build:
 
     def command(self, program: Path) -> list[str]:
         """Return the command that runs ``program``. Raises MissingToolError without an emulator."""
-        emulator = TARGETS[self.target].emulator
+        emulators = TARGETS[self.target].emulators
         words = [str(program)]
-        if emulator is not None:
-            words = [_tool((emulator,)), *words]
+        if emulators:
+            words = [_tool(emulators), *words]
         # ThreadSanitizer needs its memory where a random layout can put something else.
         if self.sanitizer == "thread" and _can_fix_the_layout():
             words = ["setarch", "-R", *words]
@@ -167,7 +169,7 @@ def _tool(names: Sequence[str]) -> str:
         path = shutil.which(name)
         if path is not None:
             return path
-    raise MissingToolError(f"{names[-1]} is not installed")
+    raise MissingToolError(f"{names[0]} is not installed")
 
 
 def _compile(command: list[str]) -> None:
@@ -179,7 +181,7 @@ def _compile(command: list[str]) -> None:
 
 def run(build: Build, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the driver with ``arguments``, and return the process with what it printed."""
-    environment = {**os.environ, **OPTIONS}
+    environment = {**os.environ, **OPTIONS, "WINEPREFIX": str(program.parent / "wine")}
     # A library that was loaded before would come before the sanitizer's.
     environment.pop("LD_PRELOAD", None)
     return subprocess.run(
