@@ -115,7 +115,7 @@ def _wheel() -> str:
     found = wheel_library.load(processor(), library.SOURCE)
     if found.library is not None:
         return f"a library, built by {found.compiler}"
-    return found.problem if found.problem else "no library (a checkout has none)"
+    return found.problem if found.problem else "no library for this processor (a checkout has none)"
 
 
 def _compiler() -> str:

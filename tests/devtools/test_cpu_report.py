@@ -88,7 +88,7 @@ def test_the_wheel_the_compiler_and_the_environment(monkeypatch: pytest.MonkeyPa
     missing = "needs a C++ compiler, and CXX='/nowhere/c++' was not found; correct or unset CXX"
     assert rows()["compiler"] == f"none that works: {missing}"
     for found, text in (
-        (wheel_library.WheelLibrary(None), "no library (a checkout has none)"),
+        (wheel_library.WheelLibrary(None), "no library for this processor (a checkout has none)"),
         (wheel_library.WheelLibrary(None, problem="a.so is damaged"), "a.so is damaged"),
         (wheel_library.WheelLibrary(object(), "g++ 12"), "a library, built by g++ 12"),
     ):
