@@ -143,6 +143,7 @@ def test_files_mentioned_in_texts_exist() -> None:
         for folder in ("fastcyclegan", "kernels", "bench", "tests", "scripts")
         for path in (ROOT / folder).rglob("*.py")
     ]
+    files += ROOT.glob("*.py")
     existing = {f"/{path.relative_to(ROOT).as_posix()}" for path in files}
     texts = [
         *modules().values(),
