@@ -8,6 +8,7 @@ wheel serves all versions.
 
 import importlib
 import logging
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -35,12 +36,16 @@ class BuildLibraries(build_py):
     """Copy the Python files, and compile the C++ kernels beside them."""
 
     def run(self) -> None:
-        super().run()
         # In an editable installation, they are compiled at first use, because their sources can change.
         if self.editable_mode:
+            super().run()
             return
+        # An earlier build may have left files that no longer exist.
+        shutil.rmtree(Path(self.build_lib) / "fastcyclegan", ignore_errors=True)
+        super().run()
+        built = built_folder(Path(self.build_lib))
         try:
-            for file in wheel_library.build(ROOT / CPU / "source", built_folder(Path(self.build_lib))):
+            for file in wheel_library.build(built.with_name("source"), built):
                 log.info("compiled %s (%d kB)", file, file.stat().st_size // 1000)
         except CompilerError as error:
             log.warning("without the C++ kernels, which PyTorch's operators replace: impl='cpp' %s", error)

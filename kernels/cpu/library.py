@@ -113,5 +113,5 @@ def _find() -> Answer:
     except (OSError, RuntimeError, MemoryError) as error:
         reason = f"needs to be compiled, which failed: {error}"
     if wheel.problem:
-        reason += f" ({wheel.problem})"
+        reason += f", and {wheel.problem}, so reinstall fastcyclegan"
     return Answer(reason, None, "", os.getpid())

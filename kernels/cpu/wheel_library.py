@@ -38,8 +38,6 @@ class WheelLibrary:
 
 def load(processor: str, source: Path, folder: Path = BUILT) -> WheelLibrary:
     """Load the library for a class of processors, if ``folder`` has one that fits the files in ``source``."""
-    if not (folder / _FACTS).is_file():
-        return WheelLibrary(None)
     name = {"amx": "avx512"}.get(processor, processor)
     file = folder / (name + library_suffix())
     try:
@@ -48,15 +46,27 @@ def load(processor: str, source: Path, folder: Path = BUILT) -> WheelLibrary:
             return _unusable(file, "was built from other sources")
         if name not in facts["libraries"]:
             return WheelLibrary(None)
-        if facts["libraries"][name] != _checksum(file):
+        checksum, compiler = facts["libraries"][name], facts["compiler"]
+        # A pipe, say, would be read forever.
+        if file.exists() and not file.is_file():
+            return _unusable(file, "is no file")
+        if checksum != _checksum(file):
             return _unusable(file, "is damaged")
-        return WheelLibrary(ctypes.CDLL(str(file)), facts["compiler"])
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return WheelLibrary(None) if error.filename == str(folder / _FACTS) else _unreadable(error)
+    except (ValueError, KeyError, TypeError, RecursionError):
         return _unusable(folder / _FACTS, "is damaged")
     except OSError as error:
-        # Errors of loading begin with the file's name, others end with it.
-        reason = str(error.strerror or error).removeprefix(f"{file}: ")
-        return _unusable(file, f"cannot be loaded: {reason}")
+        return _unreadable(error)
+    try:
+        return WheelLibrary(ctypes.CDLL(str(file)), compiler)
+    except OSError as error:
+        # The error begins with the file's name.
+        return _unusable(file, f"cannot be loaded: {str(error).removeprefix(f'{file}: ')}")
+
+
+def _unreadable(error: OSError) -> WheelLibrary:
+    return _unusable(Path(str(error.filename)), f"cannot be read: {error.strerror}")
 
 
 def _unusable(file: Path, problem: str) -> WheelLibrary:

@@ -40,7 +40,7 @@ bool sum_parts(const float* few, const T* many, const Shape& s, float* parts, in
     int width = round_up(s.M, PANEL);
     std::atomic<bool> failed{false};
     parallel_for(s.parts(), threads, [&](int64_t begin, int64_t end) {
-        float* row = scratch.floats(size_t(s.W) * width);
+        float* row = scratch().floats(size_t(s.W) * width);
         if (!row) failed = true;
         for (int64_t part = begin; row && part < end; part++) {
             int64_t first = part * s.rows_per_part(), last = first + s.rows_per_part();
@@ -78,7 +78,7 @@ void join_parts(const float* parts, const Shape& s, float* w, bool add, int thre
 template <class Place>
 int gradient(int half, const float* few, const void* many, const Shape& s, float* w, bool add, int threads,
              const Place& place) {
-    float* parts = scratch_for_call.floats(size_t(s.parts()) * s.sums());
+    float* parts = scratch_for_call().floats(size_t(s.parts()) * s.sums());
     if (!parts) return 1;
     bool summed = half ? sum_parts(few, (const bf16*)many, s, parts, threads)
                        : sum_parts(few, (const float*)many, s, parts, threads);

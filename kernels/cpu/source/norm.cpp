@@ -48,8 +48,9 @@ inline int chunk_size(int64_t k, int64_t pixels) {
 
 // Joins the moments of the chunks of one image by Chan's rule, and writes mean and 1 / sigma of `lanes` channels.
 void join(const float* parts, int64_t pixels, int C, int lanes, float eps, float* mean, float* rstd) {
-    Floats total{}, squares{};
-    float count = 0;
+    // The variance is summed up rather than the squares, which can be infinite.
+    Floats total{}, variance{};
+    float count = 0, share = 1.0f / pixels;
     for (int64_t k = 0; k < chunks_of(pixels); k++) {
         const float* part = parts + size_t(k) * 2 * C;
         float size = chunk_size(k, pixels), sum = count + size;
@@ -57,12 +58,12 @@ void join(const float* parts, int64_t pixels, int C, int lanes, float eps, float
         total += d * (size / sum);
         Floats own = load(part + C, lanes);
         // The first difference is the mean itself, whose square can be infinite.
-        squares += count > 0 ? own + d * d * (count * size / sum) : own;
+        variance += count > 0 ? own * share + d * d * (count * size / sum * share) : own * share;
         count = sum;
     }
-    // Rounding errors can make the squares of equal pixels negative. NaN stays NaN.
-    squares = squares < Floats{} ? Floats{} : squares;
-    Floats r = squares * (1.0f / pixels) + eps;
+    // Rounding errors can make the variance of equal pixels negative. NaN stays NaN.
+    variance = variance < Floats{} ? Floats{} : variance;
+    Floats r = variance + eps;
     for (int i = 0; i < LANES; i++) r[i] = 1.0f / std::sqrt(r[i]);
     store(mean, total, lanes);
     store(rstd, r, lanes);
@@ -134,7 +135,7 @@ template <class T>
 int norm(const T* x, const T* residual, T* y, Size s, Output out, float eps, bool again, float* mean, float* rstd,
          int threads) {
     size_t channels = size_t(s.N) * s.C, parts = again ? 0 : moments_size(s);
-    float* memory = scratch_for_call.floats(parts + channels);
+    float* memory = scratch_for_call().floats(parts + channels);
     if (!memory) return 1;
     if (!again) moments(x, s, eps, mean, rstd, memory, threads);
     float* scales = memory + parts;

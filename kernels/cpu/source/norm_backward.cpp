@@ -105,7 +105,7 @@ int backward(const T* g, const T* x, T* dx, Size s, const Statistics& statistics
     int p = out.border;
     size_t row = size_t(s.W + 2 * p) * s.C;
     Gradient<T> inside{g + p * row + size_t(p) * s.C, row, row * (s.H + 2 * p)};
-    float* lines = scratch_for_call.floats(size_t(s.N) * s.H * parts_of(s.W) * 2 * s.C);
+    float* lines = scratch_for_call().floats(size_t(s.N) * s.H * parts_of(s.W) * 2 * s.C);
     if (!lines) return 1;
     sums(inside, x, s, statistics, out, lines, total, threads);
     differentiate(inside, x, dx, s, statistics, out, total, threads);

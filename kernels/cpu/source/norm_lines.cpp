@@ -13,7 +13,7 @@ template <class T>
 void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, float shift, const Output& out, float eps,
                float* mean_of_line, float* rstd) {
     constexpr int LONG = 1024;
-    float mean = 0, squares = 0, count = 0;
+    float mean = 0, variance = 0, count = 0, share = 1.0f / P;
     for (int64_t start = 0; start < P; start += LONG) {
         int size = P - start < LONG ? int(P - start) : LONG;
         Floats values{}, differences{}, their_squares{};
@@ -30,13 +30,13 @@ void norm_line(const T* x, const T* residual, T* y, int64_t P, float weight, flo
         float d = about + correction - mean, both = count + size;
         mean += d * (size / both);
         float own = sum(their_squares) - rest * correction;
-        squares += count > 0 ? own + d * d * (count * size / both) : own;
+        variance += count > 0 ? own * share + d * d * (count * size / both * share) : own * share;
         count = both;
     }
     // As in norm.cpp.
-    if (squares < 0) squares = 0;
+    if (variance < 0) variance = 0;
     *mean_of_line = mean;
-    *rstd = 1.0f / std::sqrt(squares / P + eps);
+    *rstd = 1.0f / std::sqrt(variance + eps);
     float scale = *rstd * weight;
     for (int64_t i = 0; i < P; i += LANES) {
         int lanes = P - i < LANES ? int(P - i) : LANES;

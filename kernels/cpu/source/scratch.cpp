@@ -4,13 +4,33 @@
 
 #if defined(_WIN32)
 #include <malloc.h>
+#include <windows.h>
 #elif defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-thread_local Scratch scratch, scratch_for_call;
-
 namespace {
+
+struct Scratches {
+    Scratch own, for_call;
+};
+
+#if defined(_WIN32)
+// MinGW frees a thread's variables before it calls their destructors, so the system keeps a pointer to them.
+void NTAPI remove(void* scratches) { delete static_cast<Scratches*>(scratches); }
+
+Scratches& of_this_thread() {
+    static const DWORD place = FlsAlloc(remove);
+    void* scratches = FlsGetValue(place);
+    if (!scratches) FlsSetValue(place, scratches = new Scratches);
+    return *static_cast<Scratches*>(scratches);
+}
+#else
+Scratches& of_this_thread() {
+    static thread_local Scratches scratches;
+    return scratches;
+}
+#endif
 
 // Planes of transforms are written side by side, which takes many small pages at a time.
 constexpr size_t HUGE_PAGE = size_t(2) << 20;
@@ -32,6 +52,9 @@ void release(void* memory) { free(memory); }
 #endif
 
 }  // namespace
+
+Scratch& scratch() { return of_this_thread().own; }
+Scratch& scratch_for_call() { return of_this_thread().for_call; }
 
 Scratch::~Scratch() { release(memory); }
 

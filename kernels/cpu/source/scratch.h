@@ -13,7 +13,7 @@ class Scratch {
     float* floats(size_t count);
 };
 
-// For what one thread reads.
-extern thread_local Scratch scratch;
-// For what all threads of the current call read.
-extern thread_local Scratch scratch_for_call;
+// The calling thread's memory for what it alone reads.
+Scratch& scratch();
+// The calling thread's memory for what all threads of its current call read.
+Scratch& scratch_for_call();

@@ -13,7 +13,7 @@ constexpr int64_t PART = 64, MANY = 16 * PART;
 template <class T>
 int sum_all(const T* g, float* to, int64_t P, int C, int threads) {
     int64_t count = (P + MANY - 1) / MANY;
-    float* lines = scratch_for_call.floats(size_t(count) * C);
+    float* lines = scratch_for_call().floats(size_t(count) * C);
     if (!lines) return 1;
     parallel_for(count, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++)

@@ -149,7 +149,7 @@ int convolve(const T* x, const Weights& weights, const float* bias, To* y, const
     // A panel that is used once is transformed by its job, into memory that is in a cache of its thread.
     bool in_job = !is_transformed && plan.is_one_block(s) && plan.parts == 1;
     bool all = !is_transformed && !in_job;
-    float* in = scratch_for_call.floats(POINTS * plan.plane + (all ? panels * weights.panel_size() : 0));
+    float* in = scratch_for_call().floats(POINTS * plan.plane + (all ? panels * weights.panel_size() : 0));
     if (!in) return 1;
     float* all_panels = in + POINTS * plan.plane;
     if (all) transform_all(weights, all_panels, threads);
@@ -162,7 +162,7 @@ int convolve(const T* x, const Weights& weights, const float* bias, To* y, const
                 tile_input(x, s, Place(first + t, s), in + size_t(t) * plan.row, plan.plane);
         });
         parallel_for(int64_t(panels) * plan.parts, threads, [&](int64_t begin, int64_t end) {
-            float* out = scratch.floats(POINTS * plan.plane_out + (in_job ? weights.panel_size() : 0));
+            float* out = scratch().floats(POINTS * plan.plane_out + (in_job ? weights.panel_size() : 0));
             if (!out) failed = true;
             for (int64_t job = begin; out && job < end; job++) {
                 int j = int(job / plan.parts), t = int(job % plan.parts) * plan.per_part;

@@ -77,7 +77,7 @@ int gradient(const TG* g, const TX* x, float* w, const Shape& s, bool add, int t
     int x_row = row_length(s.C), g_row = row_length(s.O);
     size_t x_plane = size_t(per_block) * x_row + SKEW, g_plane = size_t(per_block) * g_row + SKEW;
     size_t panel = size_t(s.O) * PANEL, plane = panels * panel + SKEW;
-    float* xs = scratch_for_call.floats(POINTS * (x_plane + g_plane + plane));
+    float* xs = scratch_for_call().floats(POINTS * (x_plane + g_plane + plane));
     if (!xs) return 1;
     float *gs = xs + POINTS * x_plane, *sums = gs + POINTS * g_plane;
     for (int64_t first = 0; first < tiles; first += per_block) {

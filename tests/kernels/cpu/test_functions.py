@@ -66,6 +66,18 @@ def test_equal_pixels_become_zero_whatever_their_size(layout: str) -> None:
     assert torch.equal(mean[0], values)
 
 
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_the_squares_of_large_numbers_may_be_infinite(layout: str) -> None:
+    """Their mean, the variance, is not."""
+    x = 1e17 * images(1, 3, 200, 200, layout=layout)
+    ours, expected = functions.norm(x, Norm())[0], _normalised(x)
+    assert_parity("y", ours, expected, _normalised(x.double()), FP32)
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return F.instance_norm(x)
+
+
 def _mean(x: Tensor) -> Tensor:
     return x.flatten(2).mean(2)
 

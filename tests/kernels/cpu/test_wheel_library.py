@@ -110,6 +110,21 @@ def change_facts(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def without_compiler(built: Path) -> str:
+    facts = json.loads((built / "built.json").read_text())
+    return json.dumps({name: facts[name] for name in ("sources", "libraries")})
+
+
+def make_pipe(built: Path) -> None:
+    own_file(built).unlink()
+    os.mkfifo(own_file(built))
+
+
+def make_folder(built: Path) -> None:
+    (built / "built.json").unlink()
+    (built / "built.json").mkdir()
+
+
 def replace_library(built: Path) -> None:
     """Replace it by a file that is none, with the right checksum."""
     content = b"no library" * 100
@@ -121,7 +136,14 @@ def replace_library(built: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other sources": (change_sources, "{file} was built from other sources"),
     "shortened": (lambda built: os.truncate(own_file(built), 5000), "{file} is damaged"),
-    "missing": (lambda built: own_file(built).unlink(), "{file} cannot be loaded: No such file or directory"),
+    "missing": (lambda built: own_file(built).unlink(), "{file} cannot be read: No such file or directory"),
+    "a pipe": (make_pipe, "{file} is no file"),
+    "a folder of facts": (make_folder, "{facts} cannot be read: Is a directory"),
+    "nested facts": (lambda built: (built / "built.json").write_text("[" * 10**5), "{facts} is damaged"),
+    "no compiler": (
+        lambda built: (built / "built.json").write_text(without_compiler(built)),
+        "{facts} is damaged",
+    ),
     "no library": (replace_library, "{file} cannot be loaded: file too short"),
     "empty facts": (lambda built: (built / "built.json").write_text(""), "{facts} is damaged"),
     "facts of another kind": (lambda built: (built / "built.json").write_text("3"), "{facts} is damaged"),
@@ -159,6 +181,31 @@ def compiler(source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.Monk
     return file
 
 
+@pytest.mark.parametrize("what", ["the folder", "the facts", "the library", "the sources"])
+def test_files_that_cannot_be_read(
+    what: str, source: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their permissions are those of another user."""
+    path = {
+        "the folder": built,
+        "the facts": built / "built.json",
+        "the library": own_file(built),
+        "the sources": source / "answer.cpp",
+    }[what]
+    read = Path.read_bytes
+
+    def refuse(file: Path) -> bytes:
+        if file == path or path in file.parents:
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "read_text", lambda file: refuse(file).decode())
+    named = built / "built.json" if what == "the folder" else path
+    found = wheel_library.load(processors.processor(), source, built)
+    assert (found.library, found.problem) == (None, f"{named} cannot be read: Permission denied")
+
+
 def test_no_compiler_is_needed(built: Path, compiler: Path) -> None:
     compiler.unlink()
     assert library.why_not_cpp() == ""
@@ -180,5 +227,5 @@ def test_both_reasons_are_given(built: Path, compiler: Path) -> None:
     os.truncate(own_file(built), 5000)
     assert library.why_not_cpp() == (
         f"needs a C++ compiler, and CXX='{compiler}' was not found; correct or unset CXX"
-        f" ({own_file(built)} is damaged)"
+        f", and {own_file(built)} is damaged, so reinstall fastcyclegan"
     )

@@ -29,7 +29,9 @@ struct Sums {
 //   are at most S + m delta^2.
 // - Joining adds w (other - mean)^2 with the sum of all w at most P, where other - mean is off by E = 2 mean_error and
 //   a rounding: at most 2 E sqrt(P S) + P E^2 by the inequality of Cauchy and Schwarz, and roundings of the sum.
-// - 1 / sqrt(S / P + eps): three roundings before the root, and two after it. S is never below 0.
+// - Each part of the squares is multiplied by 1 / P, which is rounded as well: two roundings for what a chunk has, and
+//   three for what joining adds, with the one of its weight.
+// - 1 / sqrt(S / P + eps): one rounding before the root, and two after it. S is never below 0.
 inline Moments moments(const std::vector<double>& x, double eps, const Sums& sums) {
     double P = double(x.size()), n = sums.additions, largest = 0, low = x[0], high = x[0], sum = 0, S = 0;
     for (double number : x) {
@@ -53,7 +55,7 @@ inline Moments moments(const std::vector<double>& x, double eps, const Sums& sum
     else
         m.mean = x[0];
     double E = sums.chunks > 1 ? 2 * m.mean_error + growth(1) * R : 0;
-    double error = growth(3 * n + 7 + sums.chunks + 7) * (S + P * delta * delta) + 2 * E * std::sqrt(P * S) + P * E * E;
+    double error = growth(3 * n + 7 + sums.chunks + 10) * (S + P * delta * delta) + 2 * E * std::sqrt(P * S) + P * E * E;
     double r = S / P + eps, r_error = error / P + growth(3) * (r + error / P);
     m.rstd = 1 / std::sqrt(r);
     double most = 1 / std::sqrt(std::fmax(r - r_error, eps * (1 - growth(3)))) * (1 + growth(2));
