@@ -4,8 +4,9 @@ python -m tests.kernels.cpu.sanitize --sanitizer address --seconds 60
 python -m tests.kernels.cpu.sanitize --target neon --cases 1000
 
 The driver tests every kernel on random cases. It needs neither Python nor PyTorch, so a sanitizer sees
-nothing but the kernels, and an emulator has little to do. The exit code is that of the driver: 0 if all cases
-pass, and 1 if one fails, with a line that says how to repeat it; or 3 if a tool is missing.
+nothing but the kernels, and an emulator has little to do. The exit code is 0 if all cases pass; 1 if one
+fails, with the arguments that repeat it; 2 if an argument is wrong; 3 if the driver cannot be compiled or
+run.
 """
 
 from __future__ import annotations
@@ -16,17 +17,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcyclegan.kernels.cpu import library, processors
-from fastcyclegan.kernels.cpu._compiler import FLAGS
+from fastcyclegan.kernels.cpu._compiler import (
+    CANDIDATES,
+    FLAGS,
+    CompilerError,
+    find_compiler,
+    first_error,
+)
 
 SOURCE = Path(library.__file__).with_name("source")
 DRIVER = Path(__file__).with_name("driver")
-MISSING = 3
+NOT_RUN = 3
 
 SANITIZERS = {
     "none": (),
@@ -46,6 +53,10 @@ class MissingToolError(Exception):
     """A compiler, an emulator or a processor that is not there. The message is one line."""
 
 
+class CompilationError(Exception):
+    """The driver cannot be compiled. The message is one line."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A class of processors: the compiler, its flags, and the program that runs what it makes."""
@@ -59,7 +70,8 @@ class Target:
     openmp: bool = True
 
 
-_HERE = ("c++", "g++", "clang++")
+# The compiler that the kernels are compiled with at first use.
+_HERE = CANDIDATES
 TARGETS = {
     "avx2": Target(_HERE, "avx2"),
     "avx512": Target(_HERE, "avx512"),
@@ -122,13 +134,23 @@ class Build:
         flags = [*SANITIZERS[self.sanitizer], "-pthread", *(["-static"] if target.static else [])]
         return flags if self._has_own_threads else [*flags, "-fopenmp"]
 
+    def _compiler(self) -> list[str]:
+        names = TARGETS[self.target].compilers
+        if names is not _HERE:
+            return [_tool(names)]
+        try:
+            return list(find_compiler().command)
+        except CompilerError as error:
+            raise MissingToolError(f"the driver {error}") from None
+
     def compile(self, folder: Path, changed: Sequence[Path] = ()) -> Path:
         """Compile the driver and the kernels in ``folder``, two files at a time, and return the program.
 
         ``changed`` are files that replace those of their names. Files that ``folder`` already contains in
-        compiled form are not compiled again. Raises MissingToolError without a compiler.
+        compiled form are not compiled again. Raises MissingToolError without a compiler, and CompilationError
+        if it fails.
         """
-        compiler = _tool(TARGETS[self.target].compilers)
+        compiler = self._compiler()
         files = {file.name: file for file in (DRIVER / "main.cpp", *SOURCE.glob("*.cpp"), *changed)}
         folder.mkdir(parents=True, exist_ok=True)
         objects = {name: folder / f"{name}.o" for name in files}
@@ -136,13 +158,13 @@ class Build:
         def compile_one(name: str) -> None:
             if files[name] in changed or not objects[name].exists():
                 _compile(
-                    [compiler, *self._flags(files[name]), "-c", str(files[name]), "-o", str(objects[name])]
+                    [*compiler, *self._flags(files[name]), "-c", str(files[name]), "-o", str(objects[name])]
                 )
 
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(pool.map(compile_one, files))
         program = folder / TARGETS[self.target].program
-        _compile([compiler, *map(str, objects.values()), *self._link_flags(), "-o", str(program)])
+        _compile([*compiler, *map(str, objects.values()), *self._link_flags(), "-o", str(program)])
         return program
 
     def command(self, program: Path) -> list[str]:
@@ -173,58 +195,92 @@ def _tool(names: Sequence[str]) -> str:
 
 
 def _compile(command: list[str]) -> None:
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CompilationError(f"{command[0]}: {error.strerror}") from None
     # Warnings of the linker are about libraries of the system.
     if process.returncode or (process.stderr and "-c" in command):
-        raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
+        raise CompilationError(f"{command[0]}: {first_error(process.stderr, process.returncode)}")
 
 
 def run(build: Build, program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the driver with ``arguments``, and return the process with what it printed."""
+    """Run the driver with ``arguments``, and return the process with what it printed.
+
+    A driver that ends without saying that all cases pass has failed, whatever its exit code.
+    """
     environment = {**os.environ, **OPTIONS, "WINEPREFIX": str(program.parent / "wine")}
     # A library that was loaded before would come before the sanitizer's.
     environment.pop("LD_PRELOAD", None)
-    return subprocess.run(
+    process = subprocess.run(
         [*build.command(program), *arguments], capture_output=True, text=True, check=False, env=environment
     )
+    if process.returncode == 0 and not process.stdout.endswith(": all pass\n"):
+        process.returncode = 1
+    return process
 
 
 def sanitize(build: Build, *arguments: str) -> int:
     """Compile the driver, run it with ``arguments``, print its results, and return an exit code."""
     done = "not compiled"
-    with tempfile.TemporaryDirectory() as folder:
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
             program = build.compile(Path(folder))
             done = "compiled, not run"
             build.command(program)
-        except MissingToolError as error:
-            print(f"{done}: {error}", file=sys.stderr)
-            return MISSING
-        process = run(build, program, *arguments)
+            process = run(build, program, *arguments)
+    except (MissingToolError, CompilationError, OSError) as error:
+        print(f"{done}: {error}", file=sys.stderr)
+        return NOT_RUN
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     print(process.stdout, end="")
     print(process.stderr, end="", file=sys.stderr)
     return process.returncode
 
 
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return number
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernels.cpu.sanitize", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--sanitizer", choices=SANITIZERS, default="none")
     parser.add_argument("--target", choices=["native", *TARGETS], default="native")
     parser.add_argument("--own-threads", action="store_true", help="use no OpenMP")
+    most = 10**9
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--seconds", type=int, help="run random cases for this long")
-    size.add_argument("--cases", type=int, default=200, help="run so many cases (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--callers", type=int, default=1, help="threads that call the kernels at once")
+    size.add_argument("--seconds", type=_number(1, most), help="run random cases for this long")
+    size.add_argument("--cases", type=_number(1, most), help="run so many cases (default: 200)")
+    size.add_argument("--case", type=_number(0, 2**63), help="run this case alone")
+    parser.add_argument("--seed", type=_number(0, 2**63), default=0)
+    parser.add_argument("--kernel", help="test this function alone")
+    parser.add_argument(
+        "--callers", type=_number(1, 64), default=1, help="threads that call the kernels at once"
+    )
     options = parser.parse_args(words)
+    if options.sanitizer != "none" and (options.target in TARGETS and TARGETS[options.target].emulators):
+        parser.error(f"--sanitizer needs a target that this processor runs itself, got {options.target}")
     try:
         target = native() if options.target == "native" else options.target
     except MissingToolError as error:
         print(error, file=sys.stderr)
-        return MISSING
-    amount = ("--cases", options.cases) if options.seconds is None else ("--seconds", options.seconds)
-    build = Build(target, options.sanitizer, options.own_threads)
-    return sanitize(build, *map(str, amount), "--seed", str(options.seed), "--callers", str(options.callers))
+        return NOT_RUN
+    arguments = [
+        word
+        for name in ("seconds", "cases", "case", "seed", "kernel", "callers")
+        if getattr(options, name) is not None
+        for word in (f"--{name}", str(getattr(options, name)))
+    ]
+    return sanitize(Build(target, options.sanitizer, options.own_threads), *arguments)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.cpu import sanitize
+from tests.kernels.cpu.compilers import program
 from tests.kernels.cpu.sanitize import SOURCE, Build, MissingToolError, run
 
 ROOT = Path(__file__).parents[3]
@@ -126,11 +127,67 @@ def test_bad_arguments(arguments: tuple[str, ...], problem: str, compiled: Compi
     assert process.stderr.splitlines()[0] == problem
 
 
+def test_the_script_passes_arguments_on(
+    compiled: Compiled, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that a failure is repeated with are among them."""
+    build = Build(target(), own_threads=True, optimised=False)
+    monkeypatch.setattr(Build, "compile", lambda *_: compiled_program)
+    compiled_program = compiled(build)
+    words = "--own-threads --kernel fcg_pad --seed 3 --case 8 --callers 2".split()
+    assert sanitize.main(words) == 0
+    assert capsys.readouterr() == ("2 cases of 1 functions, seed 3: all pass\n", "")
+    assert sanitize.main(["--own-threads", "--kernel", "fcg_x"]) == 2
+    assert capsys.readouterr().err.startswith("driver: no such kernel: fcg_x\n")
+
+
+def test_a_driver_that_ends_too_early_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wine's exit code after a crash can be 0."""
+    monkeypatch.setattr(Build, "compile", lambda *_: Path("/bin/true"))
+    assert sanitize.main(["--target", "avx2", "--cases", "1"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--cases", "0"], "argument --cases: must be a number from 1 to 1000000000, got '0'"),
+        (["--seed", "-1"], "argument --seed: must be a number from 0 to 9223372036854775808, got '-1'"),
+        (["--cases", "1", "--case", "1"], "argument --case: not allowed with argument --cases"),
+        (
+            ["--target", "neon", "--sanitizer", "thread"],
+            "--sanitizer needs a target that this processor runs itself, got neon",
+        ),
+    ],
+)
+def test_wrong_arguments_of_the_script(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sanitize.main(words)
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == f"python -m tests.kernels.cpu.sanitize: error: {problem}"
+    )
+
+
+def test_a_compiler_that_fails_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = 'case "$1" in --version) echo 1.0 ;; *) echo "a.cpp:1: error: no" >&2; exit 1 ;; esac'
+    compiler = program(tmp_path / "broken", script)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert sanitize.main(["--target", "avx2"]) == sanitize.NOT_RUN
+    assert capsys.readouterr() == ("", f"not compiled: {compiler}: a.cpp:1: error: no\n")
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert sanitize.main(["--target", "avx2"]) == sanitize.NOT_RUN
+    text = "not compiled: the driver needs a C++ compiler, and CXX='/nowhere/c++' was not found"
+    assert capsys.readouterr().err.startswith(text)
+
+
 def test_a_missing_tool_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert sanitize.main(["--target", "neon"]) == sanitize.MISSING
+    assert sanitize.main(["--target", "neon"]) == sanitize.NOT_RUN
     assert capsys.readouterr() == ("", "not compiled: aarch64-linux-gnu-g++ is not installed\n")
 
 
@@ -164,7 +221,8 @@ def test_windows(compiled: Compiled) -> None:
     build = Build("windows")
     # The first call makes wine's folder, and says so.
     run(build, compiled(build), "--cases", "1")
-    check(build, compiled(build), "--cases", "400")
+    # Threads that call the kernels end.
+    check(build, compiled(build), "--cases", "400", "--callers", "3")
 
 
 @pytest.mark.slow
