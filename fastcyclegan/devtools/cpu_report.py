@@ -5,7 +5,8 @@
 Its output belongs in every report of a problem on a CPU. It loads the kernels as a network would, so the
 first call can compile them.
 
-Exit code 0: impl="auto" uses the C++ kernels. 1: PyTorch computes everything.
+Exit code 0: impl="auto" uses the C++ kernels. 1: PyTorch computes everything. 2: the report cannot be
+printed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "environment", _environment()
     yield "C++ kernels", _kernels()
     yield "impl=auto", _auto()
-    yield "in the wheel", _wheel()
+    yield "installed", _wheel()
     yield "compiler", _compiler()
     yield "cache", str(cache_folder("cpu"))
     yield "OpenMP", _openmp()
@@ -108,14 +109,14 @@ def _auto() -> str:
         return f"the C++ kernels where they are faster, by {count} measured times in {file}"
     if choice.is_measured() or not processor():
         return "PyTorch, because the C++ kernels cannot be used"
-    return "PyTorch, because the C++ kernels were not measured on such a machine"
+    return "PyTorch, because there is no table of measured times for such a machine"
 
 
 def _wheel() -> str:
     found = wheel_library.load(processor(), library.SOURCE)
     if found.library is not None:
         return f"a library, built by {found.compiler}"
-    return found.problem if found.problem else "no library for this processor (a checkout has none)"
+    return found.problem if found.problem else "no library for this processor; a checkout has none"
 
 
 def _compiler() -> str:
@@ -156,13 +157,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastcyclegan.devtools.cpu_report",
         description="Print what computes on this processor, and why.",
-        epilog='Exit code 0: impl="auto" uses the C++ kernels. 1: PyTorch computes everything.',
+        epilog='Exit code 0: impl="auto" uses the C++ kernels. 1: PyTorch computes everything.'
+        " 2: the report cannot be printed.",
     )
     parser.parse_args(arguments)
     rows = list(report())
     width = max(len(name) for name, _ in rows)
-    # In one piece, so that a reader that stops early (head) causes no error.
-    sys.stdout.write("".join(f"{printable(f'{name:{width}}  {text}')}\n" for name, text in rows))
+    text = "".join(f"{printable(f'{name:{width}}  {text}')}\n" for name, text in rows)
+    try:
+        # In one piece, so that a reader that stops early (head) causes no error.
+        print(text, end="", flush=True)
+    except OSError as error:
+        # Python would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"cpu_report: cannot print the report: {error.strerror}", file=sys.stderr)
+        return 2
     return 0 if uses_kernels() else 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_why_the_kernels_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("measured")
 def test_a_processor_that_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     set_class(monkeypatch, "neon")
-    assert rows()["impl=auto"] == "PyTorch, because the C++ kernels were not measured on such a machine"
+    assert rows()["impl=auto"] == "PyTorch, because there is no table of measured times for such a machine"
     assert cpu_report.main([]) == 1
     set_class(monkeypatch, "")
     assert rows()["processor"].startswith(f"{rows()['processor'].partition(',')[0]}, of no class")
@@ -88,12 +89,12 @@ def test_the_wheel_the_compiler_and_the_environment(monkeypatch: pytest.MonkeyPa
     missing = "needs a C++ compiler, and CXX='/nowhere/c++' was not found; correct or unset CXX"
     assert rows()["compiler"] == f"none that works: {missing}"
     for found, text in (
-        (wheel_library.WheelLibrary(None), "no library for this processor (a checkout has none)"),
+        (wheel_library.WheelLibrary(None), "no library for this processor; a checkout has none"),
         (wheel_library.WheelLibrary(None, problem="a.so is damaged"), "a.so is damaged"),
         (wheel_library.WheelLibrary(object(), "g++ 12"), "a library, built by g++ 12"),
     ):
         monkeypatch.setattr(wheel_library, "load", lambda *_, found=found: found)
-        assert rows()["in the wheel"] == text
+        assert rows()["installed"] == text
 
 
 @pytest.mark.skipif(not processors.processor(), reason="needs a processor with AVX2")
@@ -105,3 +106,11 @@ def test_the_command() -> None:
     assert f"class {processors.processor()}" in process.stdout
     names = [line.split("  ")[0] for line in process.stdout.splitlines()]
     assert names[:4] == ["versions", "processor", "environment", "C++ kernels"]
+
+
+def test_a_full_disk() -> None:
+    command = [sys.executable, "-m", "fastcyclegan.devtools.cpu_report"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(command, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    text = "cpu_report: cannot print the report: No space left on device\n"
+    assert (process.returncode, process.stderr) == (2, text)
