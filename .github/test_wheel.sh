@@ -52,3 +52,4 @@ python -c 'from PIL import Image; Image.new("RGB", (40, 36), "orange").save("ima
 fastcyclegan-translate --device cpu --weights runs/tiny --input image.png --output translated
 python -c 'from PIL import Image; assert Image.open("translated/image.png").size == (40, 36)'
 echo "$(basename "$wheel"): trains, translates and inspects"
+echo "$(basename "$wheel"): $(($(wc -c <"$wheel") / 1000)) kB"

@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[3]
 # Every function that Python calls.
 FUNCTIONS = len(re.findall(r"^FCG_FUNCTION \w+ fcg_\w+\(", (SOURCE / "kernels.h").read_text(), re.MULTILINE))
 
+# The tests that call every kernel on tensors.
+KERNELS = ("functions", "norm_gradients", "convolution", "convolution_gradients")
+
 Compiled = Callable[[Build], Path]
 
 
@@ -80,7 +83,7 @@ def test_own_threads(compiled: Compiled) -> None:
 
 
 def test_neon(compiled: Compiled) -> None:
-    build = Build("neon", optimised=False)
+    build = Build("neon")
     check(build, compiled(build), "--cases", "100")
 
 
@@ -227,7 +230,7 @@ def test_windows(compiled: Compiled) -> None:
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing_from_python(tmp_path: Path) -> None:
-    """The tests of the functions and of the convolutions pass with a library that is compiled for sanitizers.
+    """The tests of the kernels on tensors pass with a library that is compiled for sanitizers.
 
     Layouts that are not dense, and memory that PyTorch allocates, come on top of what the driver tests.
     """
@@ -243,7 +246,7 @@ def test_sanitizers_find_nothing_from_python(tmp_path: Path) -> None:
         "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={tmp_path}/log",
         "UBSAN_OPTIONS": f"log_path={tmp_path}/log",
     }
-    tests = [f"tests/kernels/cpu/test_{name}.py" for name in ("functions", "convolution")]
+    tests = [f"tests/kernels/cpu/test_{name}.py" for name in KERNELS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/base"]
     process = subprocess.run([*command, *tests], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert not [log.read_text() for log in tmp_path.glob("log*")]
