@@ -31,7 +31,8 @@ class Answer:
     Attributes:
         reason: why the kernels cannot be used, as the end of "impl='cpp' ...", or "".
         library: the loaded library, or None.
-        origin: where the library came from, as a sentence's end: "from the wheel ...".
+        origin: the library's file and where it was made: "FILE, built by COMPILER" for that of a wheel, and
+            "FILE, compiled on this machine".
         process: the number of the process that found out.
     """
 
