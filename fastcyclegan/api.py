@@ -39,7 +39,9 @@ from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.given_networks import why_not_loadable
+from fastcyclegan.training.initial_weights import start_from_files, with_architecture_of_files
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
@@ -51,6 +53,7 @@ from fastcyclegan.training.trainer import Trainer, train
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]
 _INITIALISING = threading.Lock()
+_PATHS = ("dataroot", "data_A", "data_B", "checkpoints_dir", "init_from_B")
 # Settings that apply to a single start of a run. They are reset to these values and are not saved with it.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
 
@@ -77,8 +80,12 @@ def _group_of(name: str) -> str:
 def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     changes: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
-        if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
+        if isinstance(value, str) and name in _PATHS:
             value = Path(value)
+        elif name == "init_from" and value is not None:
+            value = tuple(Path(file) for file in ([value] if _is_path(value) else value))
+        elif name == "freeze" and isinstance(value, (list, tuple)):
+            value = ",".join(value) if value else None
         changes.setdefault(_group_of(name), {})[name] = value
     return with_changes(without_replaced(config, settings), changes)
 
@@ -136,12 +143,16 @@ class CycleGAN:
                 " CycleGAN.load loads a model"
             )
         self.config = _with_settings(TrainConfig() if config is None else config, settings)
+        require_possible_freeze(self.config)
+        if config is None:
+            self.config = with_architecture_of_files(self.config, settings)
         self.folder: Path | None = None
         """The folder that the last ``fit``, ``save`` or ``load`` wrote to or read from, if any."""
         self.history: list[Record] = []
         """All records passed to callbacks so far, over all calls of ``fit``."""
         self._epoch = "latest"  # from which ``load`` took the weights
         self._nets: dict[str, nn.Module] | None = None
+        self._origins: dict[str, str] = {}  # of the networks that are not loaded
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
         self._is_fitting = False
@@ -156,11 +167,16 @@ class CycleGAN:
         discriminators.
         """
         if self._nets is None:
-            # One thread at a time: torch has a single random number generator for all threads.
-            with _INITIALISING, _preserve_global_state(), usual_modes():
-                torch.manual_seed(self.config.run.seed)
-                self._nets = networks_that_fit(self.config)
+            nets = self._with_initial_weights()
+            self._origins = start_from_files(self.config, nets)
+            self._nets = nets
         return self._nets
+
+    def _with_initial_weights(self) -> dict[str, nn.Module]:
+        # One thread at a time: torch has a single random number generator for all threads.
+        with _INITIALISING, _preserve_global_state(), usual_modes():
+            torch.manual_seed(self.config.run.seed)
+            return networks_that_fit(self.config)
 
     @property
     def G_AB(self) -> nn.Module:
@@ -271,7 +287,12 @@ class CycleGAN:
                 callback(self, record)
 
         overrides = Overrides(
-            self.networks, loaders, iterations_per_epoch, self._last_state(), files=folder is not None
+            self.networks,
+            loaders,
+            iterations_per_epoch,
+            self._last_state(),
+            files=folder is not None,
+            origins=self._origins,
         )
         if folder is not None:
             self._warn_if_not_loadable(Path(folder))
@@ -291,7 +312,7 @@ class CycleGAN:
     ) -> TrainConfig:
         """Return the configuration for one call of ``fit``."""
         for name in settings:
-            if _group_of(name) == "model" and name != "impl":
+            if name in ("init_from", "init_from_B") or (_group_of(name) == "model" and name != "impl"):
                 raise UserError(
                     f"fit: the networks already exist, so {name} cannot change; pass it to CycleGAN(...)"
                 )
@@ -439,8 +460,12 @@ class CycleGAN:
             raise UserError(f"{folder}: contains neither a run nor *_net_*.pth files")
         if config is None:
             config = with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
+        if not {"init_from", "init_from_B"}.isdisjoint(settings):
+            raise UserError(
+                "CycleGAN.load: init_from starts a new model, so it does not apply to a loaded one"
+            )
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)
-        model.folder = folder
+        model.folder, model._nets = folder, model._with_initial_weights()
         recipe = make_recipe(model.config)
         architecture = f"{config.model.netG} and {config.model.netD} of {folder}"
         file = state_file(folder, epoch)

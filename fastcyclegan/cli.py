@@ -34,6 +34,8 @@ from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
 from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.frozen import require_possible_freeze
+from fastcyclegan.training.initial_weights import with_architecture_of_files
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import as_interrupts, nothing_to_save
@@ -110,7 +112,8 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
     given, and from the defaults if images are given.
     """
     args, switched_off = _switched_off(_arguments(args))
-    base = _base(_flags(args))
+    flags = _flags(args)
+    base = _base(flags)
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
     on: dict[str, dict[str, bool]] = {}
@@ -119,8 +122,10 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
         switches = [name for name, value in fields.items() if value is True]
         on[group] = dict.fromkeys((name for name in switches if name not in switched_off), True)
         off[group] = dict.fromkeys(switches, False)
-    parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
-    return with_changes(parsed, on)
+    parsed = with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
+    if parsed.run.continue_train:
+        return parsed
+    return with_architecture_of_files(parsed, flags.keys() | switched_off)
 
 
 def _arguments(args: Sequence[str] | None) -> Sequence[str]:
@@ -181,6 +186,9 @@ def _base(flags: dict[str, str]) -> TrainConfig:
 
 def _resumed(flags: dict[str, str]) -> TrainConfig:
     """Return the configuration of the run to resume, or one that matches the official files in its folder."""
+    for flag in ("init_from", "init_from_B"):
+        if flag in flags:
+            raise UserError(f"--{flag} starts a new run, so it contradicts --continue_train")
     name = RunConfig(name=flags["name"]).name  # raises UserError for what is no folder name
     folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), str(name))
     saved = read_config(folder)
@@ -270,6 +278,7 @@ def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
 def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
+    require_possible_freeze(config)
     console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)

@@ -41,15 +41,24 @@ def _check_types(config: Any) -> None:
         wanted = kinds
         if float in kinds:
             wanted = (*kinds, int)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+        is_wanted = any(_is_of(value, kind) for kind in wanted)
+        if not is_wanted or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise UserError(f"{name} must be {names}, got {described(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} must be finite, got {value}")
         if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy can count
             raise UserError(f"{name} must be below 2**63, got {described(value)}")
-        if isinstance(value, Path):
-            _check_path(name, value)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Path):
+                _check_path(name, item)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether ``value`` is of ``kind``: a class, or tuple[kind, ...]."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, kind)
 
 
 def _check_path(name: str, path: Path) -> None:
@@ -331,6 +340,50 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """Training that starts from generators which are trained already."""
+
+    #: Start a new run from trained generators: FILE (from A to B), FILE_AB FILE_BA (one for each direction),
+    #: or a folder with *_net_G_A.pth or *_net_G_B.pth. A and B are the training folders, also with
+    #: --direction BtoA. The files can be any that translate.py reads. Settings of the generators that are not
+    #: given are taken from them; the discriminators start with new weights.
+    init_from: tuple[Path, ...] | None = None
+    #: Start from this generator from B to A.
+    init_from_B: Path | None = None
+    #: Networks whose weights stay as they are, separated by commas: G_AB, G_BA, D_A, D_B. They run without
+    #: dropout, and with the running statistics of batch norms.
+    freeze: str | None = None
+    #: Train only the discriminators for this many iterations, counted from the first start of the run and as
+    #: part of it, so that trained generators do not learn from discriminators that know nothing yet.
+    warmup_D: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_minimum(self, 0, "warmup_D")
+        if self.init_from is not None and not 1 <= len(self.init_from) <= 2:
+            raise UserError(
+                "--init_from takes a folder, one file (the generator from A to B), or two (the second is the"
+                f" generator from B to A), got {len(self.init_from)}"
+            )
+        if self.freeze is not None and not all(self.frozen):
+            raise UserError(
+                f"freeze must be names of networks, separated by commas, got {described(self.freeze)}"
+            )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names in ``freeze``."""
+        if self.freeze is None:
+            return ()
+        return tuple(name.strip() for name in self.freeze.split(","))
+
+    @property
+    def is_from_files(self) -> bool:
+        """Whether a new run starts from the weights of other files."""
+        return self.init_from is not None or self.init_from_B is not None
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """How an iteration is executed. Every choice computes the same result."""
 
@@ -445,6 +498,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def scaled_lr(self, batch: int) -> float:
         """Return the initial learning rate for batches of ``batch`` images, scaled by ``lr_scaling``."""
@@ -468,6 +522,9 @@ class TrainConfig:
                 "the identity loss needs equal channel counts, got input_nc"
                 f" {self.model.input_nc} and output_nc {self.model.output_nc}: use --lambda_identity 0"
             )
+        limit, warmup = self.optim.max_iters, self.finetune.warmup_D
+        if limit is not None and warmup > limit:
+            raise UserError(f"warmup_D {warmup} is longer than the run, which has max_iters {limit}")
         if self.loss.gan_mode == "wgangp" and self.data.preprocess not in FIXED_SIZE:
             raise UserError(
                 "wgangp mixes real and fake images, so they must be of equal size, which --preprocess"
@@ -498,8 +555,8 @@ def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-# The group that is missing from configurations saved by older versions.
-LATER = "engine"
+# The groups that are missing from configurations saved by older versions.
+LATER = ("engine", "finetune")
 
 
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
@@ -509,7 +566,7 @@ def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
     unknown groups or settings.
     """
     fields = dataclasses.fields(TrainConfig)
-    names = [group.name for group in fields if group.name != LATER]
+    names = [group.name for group in fields if group.name not in LATER]
     if not isinstance(saved, Mapping) or not all(name in saved for name in names):
         raise UserError(f"it lacks at least one of the groups {', '.join(names)}")
     _require_known("groups", saved, {group.name for group in fields})
@@ -536,8 +593,16 @@ def _group_from(name: str, saved: Any) -> Any:
     _require_known("settings", saved, hints)
     values = dict(saved)
     for setting, value in values.items():
-        if isinstance(value, str) and Path in (hints[setting], *get_args(hints[setting])):
-            if not value:  # Path would take it for the working folder
-                raise UserError(f"{setting} must be a path, got ''")
-            values[setting] = Path(value)
+        kinds = (hints[setting], *get_args(hints[setting]))
+        if isinstance(value, str) and Path in kinds:
+            values[setting] = _path(setting, value)
+        elif isinstance(value, list) and tuple[Path, ...] in kinds:
+            values[setting] = tuple(_path(setting, item) for item in value)
     return kind(**values)
+
+
+def _path(setting: str, value: Any) -> Any:
+    """Return the path that ``value`` of ``setting`` names, or a ``value`` that is no text as it is."""
+    if value == "":  # Path would take it for the working folder
+        raise UserError(f"{setting} must be a path, got ''")
+    return Path(value) if isinstance(value, str) else value

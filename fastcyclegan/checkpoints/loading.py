@@ -84,7 +84,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     """
     if not weights.exists():
         raise UserError(f"{weights}: no such file or folder")
-    single = _only_file(weights)
+    single = only_file(weights)
     if single is not None:
         if direction is not None or epoch != "latest" or ema:
             unused = "direction, epoch and ema do not apply"
@@ -106,7 +106,7 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     raise UserError(f"{file}: no weights file for generator {name}; epochs saved in {weights}: {available}")
 
 
-def _only_file(weights: Path) -> Path | None:
+def only_file(weights: Path) -> Path | None:
     """Return ``weights`` if it is a file, or else the file that ``save_pretrained`` wrote to that folder.
 
     Returns None for a folder without such a file.

@@ -18,6 +18,7 @@ from fastcyclegan.engine.choices import choose, require_possible
 from fastcyclegan.engine.cuda_capture import CudaCapture
 from fastcyclegan.engine.cuda_graph import Capture, Graphs, key_of
 from fastcyclegan.engine.devices import autocast
+from fastcyclegan.engine.frozen import FrozenNetworks
 from fastcyclegan.engine.host_inputs import HostInputs
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.engine.preparation import (
@@ -71,6 +72,7 @@ class Engine:
         require_possible(nets, precision, options, can_capture)
         self.recipe, self.optim, self.device = recipe, optim, device
         self.nets = prepare_networks(recipe, nets, device)
+        self.frozen = FrozenNetworks(self.nets)
         self.choices = choose(recipe, self.nets, device, precision, compiled, options, can_capture)
         self.phases = recipe.phases(loss_compiler(self.choices, fixed_sizes))
         check_phases(self.phases, self.nets, self.choices.overlap_phases)
@@ -119,8 +121,8 @@ class Engine:
                 " create a new engine"
             )
         if self.ahead is not None:
-            sizes = (batch.A.shape, batch.B.shape)
-            self.ahead.prepare(sizes, self.nets, lambda: self.dry_step(batch))
+            kind = (batch.A.shape, batch.B.shape, self.frozen.names)
+            self.ahead.prepare(kind, self.nets, lambda: self.dry_step(batch))
         decisions = self.recipe.decide(batch)
         with self.streams.running_iteration(), self._named("iteration"):
             # The numbers are views of one block of memory, so they are sent and read on the same stream: a

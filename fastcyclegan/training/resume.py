@@ -69,7 +69,7 @@ def resume(run: Run, log: Log) -> None:
             restore_previous(folder)
         log(f"resuming {folder} after iteration {run.iteration}")
         return
-    if config.run.epoch == "latest" and not run_files.saved_epochs(folder):
+    if not has_weights(folder, config.run.epoch):
         log(f"{folder} has no saved state yet, so training starts from the beginning")
         return
     _start_from_weights(run, folder, log)
@@ -129,6 +129,11 @@ def state_file(folder: Path, epoch: str) -> Path | None:
         return last
     # Where files cannot have two names, the last state is renamed before a new one takes its place.
     return previous if previous.exists() else None
+
+
+def has_weights(folder: Path, epoch: str) -> bool:
+    """Return whether a run in ``folder`` resumes from its own weights, rather than from the beginning."""
+    return epoch != "latest" or state_file(folder, epoch) is not None or bool(run_files.saved_epochs(folder))
 
 
 def _start_from_weights(run: Run, folder: Path, log: Log) -> None:

@@ -21,6 +21,7 @@ from fastcyclegan.data.scan import Images, fingerprint
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import to_cpu
+from fastcyclegan.training.frozen import frozen_networks
 from fastcyclegan.training.run_lock import RunLock
 
 STATE_VERSION = 1
@@ -53,6 +54,8 @@ class Run:
     resumed_from_file: bool = False
     """Whether the run continues from the state that is in its folder."""
     table: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where the initial weights of each network come from, if any are those of a file."""
     random_state: dict[str, Tensor | None] | None = None
     """The state of the random generators at the end of the run; None before. Others may use them later."""
 
@@ -69,6 +72,16 @@ class Run:
         if limit is None:
             return stop
         return min(stop, self.first + limit)
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether only the discriminators train in the next iteration."""
+        return self.iteration - self.first < self.config.finetune.warmup_D
+
+    def freeze(self) -> None:
+        """Freeze the networks that do not train in the next iteration, and no others."""
+        completed = self.iteration - self.first
+        self.engine.frozen.set(frozen_networks(self.config, self.engine.recipe, completed))
 
     @property
     def reader(self) -> str:
@@ -101,6 +114,7 @@ class Run:
         """Let others use the run's folder and the random generators. ``state`` stays what it is now."""
         self.release()
         self.random_state = self.engine.random_state()
+        self.engine.frozen.set(())
 
     def fingerprints(self) -> list[str] | None:
         """Return fingerprints that identify the training images."""
@@ -139,8 +153,14 @@ def _held_out(test: Sequence[Path], train: Sequence[Path]) -> Sequence[Path]:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` with absolute paths of the image folders, valid in any working directory."""
+    """Return ``config`` with absolute paths of what it reads, valid in any working directory."""
     data = config.data
     folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
     changes = {name: folder.absolute() for name, folder in folders.items() if folder is not None}
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
+    finetune = config.finetune
+    if finetune.init_from is not None:
+        init_from = tuple(file.absolute() for file in finetune.init_from)
+        finetune = dataclasses.replace(finetune, init_from=init_from)
+    if finetune.init_from_B is not None:
+        finetune = dataclasses.replace(finetune, init_from_B=finetune.init_from_B.absolute())
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes), finetune=finetune)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastcyclegan.config import DataConfig, TrainConfig
 from fastcyclegan.engine import Engine
 from fastcyclegan.training.disk import describe_disk
+from fastcyclegan.training.frozen import describe_frozen
+from fastcyclegan.training.initial_weights import described
 from fastcyclegan.training.run import Run
 
 
@@ -13,10 +15,16 @@ def describe_run(run: Run) -> dict[str, str]:
     return {
         **_samples(run),
         "networks": _networks(run.config, run.engine),
+        **_weights_row(run),
+        **describe_frozen(run.config, run.engine.recipe),
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
         **_disk(run),
     }
+
+
+def _weights_row(run: Run) -> dict[str, str]:
+    return {"weights": described(run.origins)} if run.origins else {}
 
 
 def _disk(run: Run) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ from fastcyclegan.engine.ahead import Progress
 from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.training.frozen import require_possible_freeze, require_possible_warmup
 from fastcyclegan.training.given_networks import require_trainable
-from fastcyclegan.training.resume import require_builtin_images, restore_state, resume
+from fastcyclegan.training.initial_weights import start_from_files
+from fastcyclegan.training.resume import has_weights, require_builtin_images, restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
 from fastcyclegan.training.run_table import describe_run
@@ -48,8 +50,9 @@ Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 class Overrides:
     """Objects that the caller provides in place of those that the configuration describes.
 
-    These are initialised networks, loaders, and a state to resume from. If ``files`` is true, the run writes
-    files to the folder that its configuration names; if it is false, it writes none.
+    These are initialised networks, the ``origins`` of their weights, loaders, and a state to resume from. If
+    ``files`` is true, the run writes files to the folder that its configuration names; if it is false, it
+    writes none.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -57,6 +60,7 @@ class Overrides:
     iterations_per_epoch: int | None = None
     state: dict[str, Any] | None = None
     files: bool = True
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 def start(
@@ -75,6 +79,7 @@ def start(
     iteration. The run holds the lock of its folder: release it at the end.
     """
     _require_single_process()
+    require_possible_freeze(config)
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     folder: RunFolder | None = None
@@ -143,7 +148,8 @@ def _start(
     reporter.check()
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
-    engine = _make_engine(config, device, not problem, overrides, reporter)
+    nets, origins = _initial_networks(config, folder, overrides)
+    engine = _make_engine(config, nets, device, not problem, overrides.loaders is None, reporter)
     reporter.check()
     if choice is None:
         loaded = _load_tensors(config, folder, device, overrides)
@@ -166,10 +172,13 @@ def _start(
         engine=engine,
         first=first,
         iteration=first,
+        origins=origins,
     )
+    run.freeze()
     run.table = describe_run(run)
     reporter.check()
     _restore(run, overrides, reporter.log)
+    require_possible_warmup(config, run.last - run.first)
     _require_finite(run, overrides, run.engine.state_dict())
     reporter.check()
     if run.iteration < run.last and run.folder is not None:
@@ -201,20 +210,30 @@ def _require_finite(run: Run, overrides: Overrides, state: Mapping[str, Any]) ->
     raise UserError(f"{run.folder}: {found}, so the run cannot be resumed from there; use another --epoch")
 
 
+def _initial_networks(
+    config: TrainConfig, folder: RunFolder | None, overrides: Overrides
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return the networks, and where their weights come from, which is {} unless some are those of a file."""
+    if overrides.nets is not None:
+        require_trainable(overrides.nets)
+        return overrides.nets, {} if overrides.state is not None else dict(overrides.origins)
+    nets = networks_that_fit(config)
+    if folder is not None and config.run.continue_train and has_weights(folder.path, config.run.epoch):
+        return nets, {}  # they get their weights from there
+    return nets, start_from_files(config, nets)
+
+
 def _make_engine(
     config: TrainConfig,
+    nets: dict[str, nn.Module],
     device: torch.device,
     compiler_works: bool,
-    overrides: Overrides,
+    from_files: bool,
     reporter: _Reporter,
 ) -> Engine:
-    recipe, nets = make_recipe(config), overrides.nets
-    if nets is None:
-        nets = networks_that_fit(config)
-    else:
-        require_trainable(nets)
+    """Create the engine. ``from_files`` is false if the images come from a caller's loaders."""
     return Engine(
-        recipe,
+        make_recipe(config),
         nets,
         config.optim,
         device,
@@ -222,7 +241,7 @@ def _make_engine(
         _compiles(config, device) and compiler_works,
         config.engine,
         log=reporter.log,
-        fixed_sizes=overrides.loaders is None and config.data.preprocess in FIXED_SIZE,
+        fixed_sizes=from_files and config.data.preprocess in FIXED_SIZE,
         progress=reporter.compiling,
     )
 
@@ -275,6 +294,7 @@ def _load_tensors(
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
     loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
+    _require_long_enough(config, loader.plan)
     if folder is not None:
         folder.open()
     return None, loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
@@ -293,6 +313,10 @@ def _load(
         assert folder is not None, "the built-in images are drawn into the run's folder"
         if config.run.continue_train:
             require_builtin_images(folder.path)
+        count = builtin.COUNTS["train"]
+        if data.max_dataset_size is not None:
+            count = min(count, data.max_dataset_size)
+        _require_long_enough(config, _plan(config, count, count))
         folder.open()
         _draw_builtin_images(folder.path / DATASET, config.run.seed, reporter)
         data = dataclasses.replace(data, dataroot=folder.path / DATASET)
@@ -303,7 +327,8 @@ def _load(
     b = _source(data, model, images.train_B, model.output_nc, images)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
         _protect_images(folder.path, (*a.paths, *b.paths))
-    plan = _plan(config, images)
+    plan = _plan(config, len(images.train_A), len(images.train_B))
+    _require_long_enough(config, plan)
     loader = make_loader(choice, a, b, plan, device, data, reporter.log, stopping=reporter.stopping)
     if folder is not None and not config.data.is_builtin:
         folder.open()
@@ -346,12 +371,21 @@ def _check_engine(config: TrainConfig, device: torch.device) -> None:
         )
 
 
-def _plan(config: TrainConfig, images: Images) -> Plan:
+def _require_long_enough(config: TrainConfig, plan: Plan) -> None:
+    """Raise UserError if a new run, with the samples of ``plan``, is shorter than its warm-up."""
+    if config.run.continue_train:  # its first epoch is in its state
+        return
+    epochs = config.optim.last_epoch - config.optim.epoch_count + 1
+    require_possible_warmup(config, epochs * plan.iterations_per_epoch)
+
+
+def _plan(config: TrainConfig, count_A: int, count_B: int) -> Plan:
+    """Return the samples of a run with these numbers of training images."""
     data = config.data
     return Plan(
         config.run.seed,
-        len(images.train_A),
-        len(images.train_B),
+        count_A,
+        count_B,
         data.batch_size,
         data.serial_batches,
         not data.no_flip,

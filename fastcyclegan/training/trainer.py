@@ -188,8 +188,12 @@ class Trainer:
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.lr = self.schedule.lr(epoch)
+                was_in_warmup = run.in_warmup
+                run.freeze()
                 self.pending.append(run.engine.step(batch, self.lr))
                 run.iteration += 1
+                if was_in_warmup and not run.in_warmup:
+                    self.console.log(f"the generators train from iteration {run.iteration + 1} on")
                 with self._saving_first():
                     self._after_step(epoch, len(batch.samples))
                 if self.stop is not None:

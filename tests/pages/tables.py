@@ -26,6 +26,9 @@ SMALLER = {
     "train.py --continue_train": "train.py --device cpu --num_threads 0 --max_iters 4 --continue_train",
     "/train.py --dataroot": f"/train.py {OFFICIAL} --n_epochs 1 --n_epochs_decay 0 --dataroot",
     "/test.py --dataroot": f"/test.py {OFFICIAL} --dataroot",
+    "--init_from latest_net_G_A.pth --warmup_D 500": (
+        "--init_from runs/maps_pretrained/latest_net_G_A.pth --warmup_D 1"
+    ),
     # Read what was written. The server would run until it is stopped.
     "tensorboard --logdir runs": "tensorboard --logdir runs --inspect",
     # A file instead of the network.

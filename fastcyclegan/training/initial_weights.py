@@ -1,0 +1,134 @@
+"""Start the networks of a new run from generators in files (``--init_from``)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, recognise
+from fastcyclegan.checkpoints.both_directions import OPPOSITE, Found, generators_in
+from fastcyclegan.checkpoints.run_files import differences
+from fastcyclegan.config import Direction, TrainConfig, with_changes
+from fastcyclegan.errors import UserError
+from fastcyclegan.nn.finite import require_representable
+from fastcyclegan.recipes.registry import make_recipe
+
+FRESH = "fresh"
+# More differing tensors than this are counted instead of listed.
+_FEW = 4
+
+
+def _sources(config: TrainConfig) -> list[tuple[Path, Direction]]:
+    """Return the files and folders to start from, and the direction of a single generator in each."""
+    finetune = config.finetune
+    sources: list[tuple[Path, Direction]] = []
+    if finetune.init_from is not None:
+        sources += zip(finetune.init_from, OPPOSITE, strict=False)
+    if finetune.init_from_B is not None:
+        sources.append((finetune.init_from_B, "BtoA"))
+    return sources
+
+
+def _found(config: TrainConfig) -> dict[str, Found]:
+    """Return the generators to start from, by the names of the networks. Directions refer to the folders."""
+    found: dict[Direction, Found] = {}
+    for source, direction in _sources(config):
+        generators = generators_in(source, direction, config.data.direction)
+        if source == config.finetune.init_from_B:  # nothing else is asked of it
+            if direction not in generators:
+                raise UserError(f"{source}: contains no generator from B to A")
+            generators = {direction: generators[direction]}
+        for each, generator in generators.items():
+            if each in found:
+                raise UserError(
+                    f"the generator from {_words(each)} is given twice: {found[each].file} and"
+                    f" {generator.file}"
+                )
+            found[each] = generator
+    recipe, first = make_recipe(config), config.data.direction
+    names = {first: recipe.generator("B"), OPPOSITE[first]: recipe.generator("A")}
+    return {names[direction]: generator for direction, generator in found.items()}
+
+
+def _words(direction: Direction) -> str:
+    return direction.replace("to", " to ")
+
+
+def _settings(config: TrainConfig, name: str, found: Found) -> dict[str, Any]:
+    """Return the model settings that build the generator ``found`` as the network ``name``."""
+    try:
+        settings = found.network.architecture.settings()
+    except ValueError as error:
+        raise UserError(f"{found.file}: {error}") from None
+    if name != make_recipe(config).generator("B"):  # it translates the model's domain B
+        settings |= {"input_nc": settings["output_nc"], "output_nc": settings["input_nc"]}
+    return settings
+
+
+def with_architecture_of_files(config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """Return ``config`` with the settings of the generators in the files that it starts from.
+
+    The settings in ``given`` stay as they are. Raises UserError if a file cannot be used.
+    """
+    if not config.finetune.is_from_files:
+        return config
+    kept = set(given)
+    if "no_dropout" in kept:
+        kept.add("use_dropout")
+    settings: dict[str, Any] = {}
+    for name, found in _found(config).items():
+        settings = {**_settings(config, name, found), **settings}
+    return with_changes(config, {"model": {key: value for key, value in settings.items() if key not in kept}})
+
+
+def start_from_files(config: TrainConfig, nets: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Load the generators that ``config`` starts from into ``nets``. Return the origin of each network.
+
+    Without such files, nothing is done and {} is returned. Raises UserError, before anything is loaded, if a
+    file cannot be used, or contains another network than ``config`` describes.
+    """
+    if not config.finetune.is_from_files:
+        return {}
+    found = _found(config)
+    for name, generator in found.items():
+        _require_fitting(name, nets[name], generator)
+    origins = dict.fromkeys(make_recipe(config).networks, FRESH)
+    for name, generator in found.items():
+        weights = generator.network.weights
+        nets[name].load_state_dict(weights)
+        origins[name] = f"from {generator.file}, {len(weights)} tensors"
+        if generator.network.architecture.notes:
+            origins[name] += f" ({', '.join(generator.network.architecture.notes)})"
+    return origins
+
+
+def _require_fitting(name: str, net: nn.Module, found: Found) -> None:
+    """Raise UserError if the weights of ``found`` do not fit ``net``."""
+    weights = found.network.weights
+    problems = differences(net.state_dict(), weights)
+    if not problems:
+        require_representable(weights, torch.float32, found.file)
+        return
+    try:
+        expected = str(recognise(net.state_dict()))
+    except UnknownArchitectureError:
+        expected = type(net).__name__
+    detail = f"{len(problems)} tensors differ"
+    if len(problems) <= _FEW:
+        detail = ", ".join(problems)
+    raise UserError(
+        f"{found.file}: {name} is a {expected}, but the file contains a"
+        f" {found.network.architecture}: {detail}"
+    )
+
+
+def described(origins: Mapping[str, str]) -> str:
+    """Return the ``origins`` of networks as text, with those of the same origin together."""
+    together: dict[str, list[str]] = {}
+    for name, origin in origins.items():
+        together.setdefault(origin, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {origin}" for origin, names in together.items())
