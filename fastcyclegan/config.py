@@ -343,10 +343,10 @@ class OptimConfig:
 class FinetuneConfig:
     """Training that starts from generators which are trained already."""
 
-    #: Start a new run from trained generators: FILE (from A to B), FILE_AB FILE_BA (one for each direction),
-    #: or a folder with *_net_G_A.pth or *_net_G_B.pth. A and B are the training folders, also with
-    #: --direction BtoA. The files can be any that translate.py reads. Settings of the generators that are not
-    #: given are taken from them; the discriminators start with new weights.
+    #: Start a new run from trained generators: one file (from A to B), two files (from A to B and from B to
+    #: A), or a folder with latest_net_G_A.pth or latest_net_G_B.pth. A and B are the training folders, also
+    #: with BtoA. The files can be any that translate.py reads. Settings of the generators that are not given
+    #: are taken from them; the discriminators start with new weights.
     init_from: tuple[Path, ...] | None = None
     #: Start from this generator from B to A.
     init_from_B: Path | None = None

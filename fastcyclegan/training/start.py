@@ -155,12 +155,34 @@ def _start(
         loaded = _load_tensors(config, folder, device, overrides)
     else:
         loaded = _load(config, folder, choice, device, reporter)
-    images, loader, data = loaded
     if folder is not None:
         config = folder.named(config)
-    _log_deviations(config, data, loader.plan, device, problem, reporter.log)
+    run = _new_run(config, folder, loaded, choice, engine, origins)
+    _log_deviations(config, run.data, run.plan, device, problem, reporter.log)
+    run.freeze()
+    run.table = describe_run(run)
+    reporter.check()
+    _restore(run, overrides, reporter.log)
+    require_possible_warmup(config, run.last - run.first)
+    _require_finite(run, overrides, run.engine.state_dict())
+    reporter.check()
+    if run.iteration < run.last and run.folder is not None:
+        _write_config(run.folder, config)
+    return run
+
+
+def _new_run(
+    config: TrainConfig,
+    folder: RunFolder | None,
+    loaded: Loaded,
+    choice: Choice | None,
+    engine: Engine,
+    origins: dict[str, str],
+) -> Run:
+    """Return the run at its beginning."""
+    images, loader, data = loaded
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
-    run = Run(
+    return Run(
         config=config,
         folder=None if folder is None else folder.path,
         lock=None if folder is None else folder.lock,
@@ -174,16 +196,6 @@ def _start(
         iteration=first,
         origins=origins,
     )
-    run.freeze()
-    run.table = describe_run(run)
-    reporter.check()
-    _restore(run, overrides, reporter.log)
-    require_possible_warmup(config, run.last - run.first)
-    _require_finite(run, overrides, run.engine.state_dict())
-    reporter.check()
-    if run.iteration < run.last and run.folder is not None:
-        _write_config(run.folder, config)
-    return run
 
 
 def _restore(run: Run, overrides: Overrides, log: Log) -> None:
