@@ -22,21 +22,26 @@ FRESH = "fresh"
 _FEW = 4
 
 
-def _sources(config: TrainConfig) -> list[tuple[Path, Direction]]:
+def _directed(config: TrainConfig) -> list[tuple[Path, Direction]]:
     """Return the files and folders to start from, and the direction of a single generator in each."""
     finetune = config.finetune
-    sources: list[tuple[Path, Direction]] = []
+    directed: list[tuple[Path, Direction]] = []
     if finetune.init_from is not None:
-        sources += zip(finetune.init_from, OPPOSITE, strict=False)
+        directed += zip(finetune.init_from, OPPOSITE, strict=False)
     if finetune.init_from_B is not None:
-        sources.append((finetune.init_from_B, "BtoA"))
-    return sources
+        directed.append((finetune.init_from_B, "BtoA"))
+    return directed
+
+
+def sources(config: TrainConfig) -> list[Path]:
+    """Return the files and folders to start from."""
+    return [source for source, _ in _directed(config)]
 
 
 def _found(config: TrainConfig) -> dict[str, Found]:
     """Return the generators to start from, by the names of the networks. Directions refer to the folders."""
     found: dict[Direction, Found] = {}
-    for source, direction in _sources(config):
+    for source, direction in _directed(config):
         generators = generators_in(source, direction, config.data.direction)
         if source == config.finetune.init_from_B:  # nothing else is asked of it
             if direction not in generators:

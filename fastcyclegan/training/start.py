@@ -36,7 +36,7 @@ from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.training.frozen import require_possible_freeze, require_possible_warmup
 from fastcyclegan.training.given_networks import require_trainable
-from fastcyclegan.training.initial_weights import start_from_files
+from fastcyclegan.training.initial_weights import sources, start_from_files
 from fastcyclegan.training.resume import has_weights, require_builtin_images, restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
@@ -232,7 +232,10 @@ def _initial_networks(
     nets = networks_that_fit(config)
     if folder is not None and config.run.continue_train and has_weights(folder.path, config.run.epoch):
         return nets, {}  # they get their weights from there
-    return nets, start_from_files(config, nets)
+    origins = start_from_files(config, nets)
+    if folder is not None and config.run.overwrite:
+        _protect(folder.path, sources(config), "the weights to start from")
+    return nets, origins
 
 
 def _make_engine(
@@ -338,7 +341,7 @@ def _load(
     a = _source(data, model, images.train_A, model.input_nc, images)
     b = _source(data, model, images.train_B, model.output_nc, images)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
-        _protect_images(folder.path, (*a.paths, *b.paths))
+        _protect(folder.path, (*a.paths, *b.paths), "the training images")
     plan = _plan(config, len(images.train_A), len(images.train_B))
     _require_long_enough(config, plan)
     loader = make_loader(choice, a, b, plan, device, data, reporter.log, stopping=reporter.stopping)
@@ -410,8 +413,8 @@ def _source(
     return Source(paths, Fit.of(data, channels, model.size_multiple), images.checked)
 
 
-def _protect_images(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise UserError if --overwrite would delete training images."""
+def _protect(folder: Path, paths: Iterable[Path], what: str) -> None:
+    """Raise UserError if --overwrite would delete any of ``paths``."""
     for path in paths:
         if path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"--overwrite would delete the training images: {path} is in {folder}")
+            raise UserError(f"--overwrite would delete {what}: {path} is in {folder}")

@@ -178,6 +178,15 @@ def test_a_run_that_is_stopped_before_its_first_save_starts_from_the_files_again
     assert resumed.config.finetune.init_from == (files[0],)
 
 
+def test_a_run_does_not_replace_what_it_starts_from(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "r", "--max_iters", "1")
+    before = sorted((tmp_path / "r").rglob("*"))
+    for source in (tmp_path / "r", tmp_path / "r" / "latest_net_G_A.pth"):
+        with pytest.raises(UserError, match="--overwrite would delete the weights to start from"):
+            run(dataset, tmp_path, "r", "--overwrite", "--init_from", str(source))
+    assert sorted((tmp_path / "r").rglob("*")) == before
+
+
 def test_in_python(tmp_path: Path, files: tuple[Path, Path]) -> None:
     settings = {name: value for name, value in TINY.items() if name not in ("netG", "ngf")}
     model = CycleGAN(**settings, init_from=str(files[0]), init_from_B=files[1])
