@@ -79,6 +79,8 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
     for name, value in settings.items():
         if isinstance(value, str) and name in ("dataroot", "data_A", "data_B", "checkpoints_dir"):
             value = Path(value)
+        if name == "diffaugment" and isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
         changes.setdefault(_group_of(name), {})[name] = value
     return with_changes(without_replaced(config, settings), changes)
 

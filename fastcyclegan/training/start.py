@@ -274,7 +274,14 @@ def _load_tensors(
     """
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
-    loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
+    loader = TensorLoader(
+        *overrides.loaders,
+        required,
+        device,
+        seed,
+        overrides.iterations_per_epoch,
+        augment=bool(config.loss.augmentations),
+    )
     if folder is not None:
         folder.open()
     return None, loader, dataclasses.replace(config.data, batch_size=loader.batch_size, preprocess="crop")
@@ -355,6 +362,7 @@ def _plan(config: TrainConfig, images: Images) -> Plan:
         data.batch_size,
         data.serial_batches,
         not data.no_flip,
+        augment=bool(config.loss.augmentations),
     )
 
 
