@@ -79,6 +79,7 @@ CASES = [
     Case("--pool_size 4: full pools", loss={"pool_size": 4}),
     Case("--gan_mode vanilla", loss={"gan_mode": "vanilla"}),
     Case("--gan_mode wgangp", loss={"gan_mode": "wgangp"}, random=True),
+    Case("--diffaugment", loss={"diffaugment": "color,translation,cutout"}),
     Case("--ema 0.999", optim={"ema": 0.999}),
     Case("--affine", model={"affine": True}),
     Case("--upsample resize", model={"upsample": "resize"}),
@@ -163,7 +164,8 @@ def run(case: Case) -> str:
     nets = seeded_networks(ModelConfig(**case.model))
     engine = engine_of(case, nets)
     before = {name: _copied(net) for name, net in engine.nets.items()}
-    plan = Plan(0, 4 * case.batch + 2, 4 * case.batch + 2, case.batch)
+    images, augment = 4 * case.batch + 2, "diffaugment" in case.loss
+    plan = Plan(0, images, images, case.batch, augment=augment)
     channels = (case.model.get("input_nc", 3), case.model.get("output_nc", 3))
     batches = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
     if DEVICE == "cuda":

@@ -5,18 +5,22 @@ image passes through each network separately, in NCHW, with torch's defaults (TF
 have them, and cudnn.benchmark on, as the official training script sets it). There are two unfused Adam
 optimizers, and a pool that is a Python list and draws its own random numbers. The names are the official
 ones: netG_A translates domain A to domain B, and netD_A is the discriminator for images of domain B. Only the
-four networks are not official: the caller passes them in, and they are the plain reference modules. Do not
-make this file faster.
+four networks are not official: the caller passes them in, and they are the plain reference modules. Nor is
+``diffaugment``, which is off unless the caller asks for it: the discriminators are then shown images that the
+plain reference has augmented one by one. Do not make this file faster.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from fastcyclegan.reference import augment
 
 
 class RandomSource(Protocol):
@@ -100,10 +104,12 @@ class OfficialCycleGAN:
         beta1: float = 0.5,
         random_A: RandomSource | None = None,
         random_B: RandomSource | None = None,
+        diffaugment: Sequence[str] = (),
     ) -> None:
         torch.backends.cudnn.benchmark = True
         self.netG_A, self.netG_B, self.netD_A, self.netD_B = netG_A, netG_B, netD_A, netD_B
         self.lambda_A, self.lambda_B, self.lambda_idt = lambda_A, lambda_B, lambda_identity
+        self.diffaugment = diffaugment
         default = random.Random(0)
         self.fake_A_pool = ImagePool(pool_size, default if random_A is None else random_A)
         self.fake_B_pool = ImagePool(pool_size, default if random_B is None else random_B)
@@ -117,8 +123,15 @@ class OfficialCycleGAN:
             itertools.chain(netD_A.parameters(), netD_B.parameters()), lr=lr, betas=(beta1, 0.999)
         )
 
-    def set_input(self, A: Tensor, B: Tensor) -> None:
+    def set_input(self, A: Tensor, B: Tensor, numbers: Mapping[str, Tensor] | None = None) -> None:
         self.real_A, self.real_B = A, B
+        self.numbers = numbers
+
+    def shown(self, name: str, images: Tensor) -> Tensor:
+        if not self.diffaugment:
+            return images
+        assert self.numbers is not None
+        return augment(images, self.diffaugment, self.numbers[name])
 
     def set_requires_grad(self, nets: list[nn.Module], requires_grad: bool) -> None:
         for net in nets:
@@ -146,8 +159,8 @@ class OfficialCycleGAN:
             self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * self.lambda_B * self.lambda_idt
             self.idt_B = self.netG_B(self.real_A)
             self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * self.lambda_A * self.lambda_idt
-        self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True)
-        self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True)
+        self.loss_G_A = self.criterionGAN(self.netD_A(self.shown("fake_B", self.fake_B)), True)
+        self.loss_G_B = self.criterionGAN(self.netD_B(self.shown("fake_A", self.fake_A)), True)
         self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * self.lambda_A
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * self.lambda_B
         self.loss_G = (
@@ -168,8 +181,10 @@ class OfficialCycleGAN:
         self.optimizer_G.step()
         self.set_requires_grad([self.netD_A, self.netD_B], True)
         self.optimizer_D.zero_grad()
-        self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, self.fake_B_pool.query(self.fake_B))
-        self.loss_D_B = self.backward_D_basic(self.netD_B, self.real_A, self.fake_A_pool.query(self.fake_A))
+        pooled_B = self.shown("pooled_B", self.fake_B_pool.query(self.fake_B))
+        self.loss_D_A = self.backward_D_basic(self.netD_A, self.shown("real_B", self.real_B), pooled_B)
+        pooled_A = self.shown("pooled_A", self.fake_A_pool.query(self.fake_A))
+        self.loss_D_B = self.backward_D_basic(self.netD_B, self.shown("real_A", self.real_A), pooled_A)
         self.optimizer_D.step()
 
     def losses(self) -> dict[str, Tensor | float]:

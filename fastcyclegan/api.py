@@ -84,8 +84,8 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
             value = Path(value)
         elif name == "init_from" and value is not None:
             value = tuple(Path(file) for file in ([value] if _is_path(value) else value))
-        elif name == "freeze" and isinstance(value, (list, tuple)):
-            value = ",".join(value) if value else None
+        elif name in ("freeze", "diffaugment") and isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value)) if value else None
         changes.setdefault(_group_of(name), {})[name] = value
     return with_changes(without_replaced(config, settings), changes)
 

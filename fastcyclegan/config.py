@@ -22,6 +22,7 @@ from fastcyclegan.files.schema import described, joined
 Direction = Literal["AtoB", "BtoA"]
 Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
 FIXED_SIZE = ("resize_and_crop", "crop", "scale_width_and_crop")
+AUGMENTATIONS = ("color", "translation", "cutout")
 
 
 def _check_types(config: Any) -> None:
@@ -279,13 +280,39 @@ class LossConfig:
     #: Number of generated images kept in each replay pool. With 0, the discriminators only see the newest
     #: images.
     pool_size: int = 50
+    #: Augment all images that the discriminators are shown, real and generated, differentiably (DiffAugment),
+    #: which helps with few images: a comma-separated list of color, translation and cutout, in any order.
+    diffaugment: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
+        self._check_augmentations()
         _check_minimum(self, 0, "lambda_A", "lambda_B", "lambda_identity", "lambda_gp", "pool_size")
         _check_maximum(self, _MOST_IMAGES, "pool_size")
         if self.lambda_gp != LossConfig.lambda_gp and self.gan_mode != "wgangp":
             raise UserError(f"--lambda_gp only applies to --gan_mode wgangp, not to {self.gan_mode}")
+
+    def _check_augmentations(self) -> None:
+        names = self._named_augmentations()
+        for name in names:
+            if name not in AUGMENTATIONS:
+                raise UserError(
+                    f"diffaugment must be a comma-separated list of {', '.join(AUGMENTATIONS)}, got"
+                    f" {described(name)}"
+                )
+            if names.count(name) > 1:
+                raise UserError(f"diffaugment lists {name} more than once")
+
+    def _named_augmentations(self) -> list[str]:
+        if self.diffaugment is None:
+            return []
+        return [name.strip() for name in self.diffaugment.split(",")]
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in ``diffaugment``, in the order in which they are applied."""
+        named = self._named_augmentations()
+        return tuple(name for name in AUGMENTATIONS if name in named)
 
 
 @dataclass(frozen=True)

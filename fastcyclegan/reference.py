@@ -27,6 +27,7 @@ GAN_MODES = ("lsgan", "vanilla", "wgangp")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 UPSAMPLES = ("transpose", "resize")
 PADDING_TYPES = ("reflect", "replicate", "zero")
+AUGMENTATIONS = ("color", "translation", "cutout")
 Norm = str | Callable[[int], nn.Module]
 """One of NORMS, or a callable that builds a normalisation layer for a number of channels, such as
 nn.BatchNorm2d or a functools.partial of it.
@@ -403,6 +404,67 @@ def gradient_penalty(
     return weight * (length - norm).square().mean()
 
 
+# --- Differentiable augmentation ----------------------------------------------------------------------------
+
+
+def _integer(u: Tensor, count: int) -> int:
+    """Return one of the integers 0 to ``count`` - 1, which ``u`` in [0, 1] selects."""
+    return min(int(u * count), count - 1)
+
+
+def _recolored(image: Tensor, u: Tensor) -> Tensor:
+    brightness, saturation, contrast = u.to(image).unbind()
+    image = image + (brightness - 0.5)
+    gray = image.mean(0, keepdim=True)
+    image = (image - gray) * (2 * saturation) + gray
+    mean = image.mean()
+    return (image - mean) * (contrast + 0.5) + mean
+
+
+def _translated(image: Tensor, u: Tensor) -> Tensor:
+    height, width = image.shape[1:]
+    reach_y, reach_x = int(height * 0.125 + 0.5), int(width * 0.125 + 0.5)
+    padded = F.pad(image, (reach_x, reach_x, reach_y, reach_y))
+    y, x = _integer(u[0], 2 * reach_y + 1), _integer(u[1], 2 * reach_x + 1)
+    return padded[:, y : y + height, x : x + width]
+
+
+def _with_cutout(image: Tensor, u: Tensor) -> Tensor:
+    mask = torch.ones_like(image)
+    spans = []
+    for side, number in zip(image.shape[1:], u, strict=True):
+        length = int(side * 0.5 + 0.5)
+        start = _integer(number, side + 1 - length % 2) - length // 2
+        spans.append(slice(max(start, 0), start + length))
+    mask[:, spans[0], spans[1]] = 0
+    return image * mask
+
+
+def augment_image(image: Tensor, augmentations: Sequence[str], u: Tensor) -> Tensor:
+    """Return ``image`` [C, H, W] as a discriminator is shown it (DiffAugment, Zhao et al. 2020).
+
+    ``augmentations`` are some of AUGMENTATIONS. color changes brightness, saturation and contrast.
+    translation moves the image by up to 1/8 of its sides, and fills up with zeros. cutout sets a rectangle
+    with half of its sides to zero, except for what lies outside the image. ``u`` [7] contains random numbers
+    in [0, 1]: three for color, and two each, for y and x, for translation and cutout.
+    """
+    for name, function, numbers in (
+        ("color", _recolored, u[:3]),
+        ("translation", _translated, u[3:5]),
+        ("cutout", _with_cutout, u[5:]),
+    ):
+        if name in augmentations:
+            image = function(image, numbers)
+    return image
+
+
+def augment(images: Tensor, augmentations: Sequence[str], u: Tensor) -> Tensor:
+    """Return ``images`` [N, C, H, W], each augmented by its column of the random numbers ``u`` [7, N]."""
+    return torch.stack(
+        [augment_image(image, augmentations, numbers) for image, numbers in zip(images, u.T, strict=True)]
+    )
+
+
 # --- One iteration ------------------------------------------------------------------------------------------
 
 
@@ -444,6 +506,7 @@ class LossWeights:
     """The kind of adversarial loss, and the weights of an iteration's loss terms.
 
     ``lambda_identity`` is relative to the weights of the cycle losses; 0 skips the identity passes.
+    ``augmentations`` are applied to all images that the discriminators are shown (see ``augment_image``).
     """
 
     gan_mode: str = "lsgan"
@@ -451,14 +514,28 @@ class LossWeights:
     lambda_B: float = 10.0
     lambda_identity: float = 0.5
     lambda_gp: float = 10.0
+    augmentations: tuple[str, ...] = ()
+
+
+Numbers = Mapping[str, Tensor]
+"""Random numbers [7, N] for ``augment``, by the names of the images that the discriminators are shown."""
+
+
+def _shown(images: Tensor, name: str, w: LossWeights, numbers: Numbers | None) -> Tensor:
+    """Return ``images`` as a discriminator is shown them."""
+    if not w.augmentations:
+        return images
+    assert numbers is not None, "augmentations need random numbers"
+    return augment(images, w.augmentations, numbers[name])
 
 
 def generator_losses(
-    nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights
+    nets: Mapping[str, nn.Module], a: Tensor, b: Tensor, w: LossWeights, numbers: Numbers | None = None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Return the generators' weighted loss terms by name, and the detached fake images of A and of B.
 
-    The fake images are used in the discriminators' phase.
+    The fake images are used in the discriminators' phase. ``numbers`` augments fake_A and fake_B for the
+    discriminators.
     """
     G_AB, G_BA, D_A, D_B = (nets[name] for name in ("G_AB", "G_BA", "D_A", "D_B"))
     fake_B = G_AB(a)
@@ -466,8 +543,8 @@ def generator_losses(
     fake_A = G_BA(b)
     rec_B = G_AB(fake_A)
     losses = {
-        "G_AB": gan_loss(D_B(fake_B), True, w.gan_mode),
-        "G_BA": gan_loss(D_A(fake_A), True, w.gan_mode),
+        "G_AB": gan_loss(D_B(_shown(fake_B, "fake_B", w, numbers)), True, w.gan_mode),
+        "G_BA": gan_loss(D_A(_shown(fake_A, "fake_A", w, numbers)), True, w.gan_mode),
         "cycle_A": w.lambda_A * F.l1_loss(rec_A, a),
         "cycle_B": w.lambda_B * F.l1_loss(rec_B, b),
     }
@@ -500,18 +577,21 @@ def train_step(
     draws: Mapping[str, Sequence[tuple[float, float]]],
     weights: LossWeights = LossWeights(),
     mix: Mapping[str, Tensor] | None = None,
+    numbers: Numbers | None = None,
 ) -> dict[str, Tensor]:
     """Run one iteration in the official order and return the detached loss terms by name.
 
     ``optimizers`` has the keys "G" (for both generators) and "D" (for both discriminators). ``pools`` and
     ``draws`` have the keys "A" and "B", for the fake images of each domain. ``mix`` has the same keys, with a
-    tensor [N] for each, and is only needed for wgangp.
+    tensor [N] for each, and is only needed for wgangp. ``numbers`` are only needed for augmentations. They
+    have the keys fake_A and fake_B for the generators' phase, and real_A, real_B, pooled_A and pooled_B for
+    the discriminators' phase.
     """
     discriminators = [*nets["D_A"].parameters(), *nets["D_B"].parameters()]
     for p in discriminators:
         p.requires_grad_(False)
     optimizers["G"].zero_grad()
-    losses, fake_A, fake_B = generator_losses(nets, a, b, weights)
+    losses, fake_A, fake_B = generator_losses(nets, a, b, weights, numbers)
     torch.stack(list(losses.values())).sum().backward()
     optimizers["G"].step()
 
@@ -521,8 +601,10 @@ def train_step(
     pooled_B = pools["B"].query(fake_B, draws["B"])
     pooled_A = pools["A"].query(fake_A, draws["A"])
     mix = {} if mix is None else mix
-    losses["D_B"] = discriminator_loss(nets["D_B"], b, pooled_B, weights, mix.get("B"))
-    losses["D_A"] = discriminator_loss(nets["D_A"], a, pooled_A, weights, mix.get("A"))
+    for side, real, pooled in (("B", b, pooled_B), ("A", a, pooled_A)):
+        real = _shown(real, f"real_{side}", weights, numbers)
+        pooled = _shown(pooled, f"pooled_{side}", weights, numbers)
+        losses[f"D_{side}"] = discriminator_loss(nets[f"D_{side}"], real, pooled, weights, mix.get(side))
     losses["D_B"].backward()
     losses["D_A"].backward()
     optimizers["D"].step()

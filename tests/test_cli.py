@@ -151,6 +151,7 @@ def test_mistakes_are_reported_in_one_line(
     assert "contains neither trainA and trainB" in fails(capsys, "--dataroot", str(tmp_path), *runs)
     assert "--netD basic needs at least 24 pixels" in fails(capsys, "--netD", "basic", *runs)
     assert "crop_size 16 is larger than load_size 8" in fails(capsys, "--load_size", "8", *runs)
+    assert "diffaugment lists color more than once" in fails(capsys, "--diffaugment", "color,color", *runs)
     assert "--continue_train needs --name" in fails(capsys, "--continue_train", *runs)
     assert "no run to resume" in fails(
         capsys, "--continue_train", "--name", "x", "--dataroot", str(dataset), *runs

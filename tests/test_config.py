@@ -12,6 +12,7 @@ import pytest
 
 from fastcyclegan import reference as ref
 from fastcyclegan.config import (
+    AUGMENTATIONS,
     BUILTIN,
     DataConfig,
     LossConfig,
@@ -44,6 +45,13 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("lr must be finite, got nan", lambda: OptimConfig(lr=float("nan"))),
     ("nothing to train: epoch_count 201", lambda: OptimConfig(epoch_count=201)),
     ("pool_size must be at least 0", lambda: LossConfig(pool_size=-1)),
+    (
+        "diffaugment must be a comma-separated list of color, translation, cutout, got 'colour'",
+        lambda: LossConfig(diffaugment="colour,cutout"),
+    ),
+    ("color, translation, cutout, got ''", lambda: LossConfig(diffaugment="color,")),
+    ("diffaugment lists cutout more than once", lambda: LossConfig(diffaugment="cutout,color,cutout")),
+    ("diffaugment must be str or NoneType, got 3", lambda: LossConfig(diffaugment=3)),
     ("plain folder name", lambda: RunConfig(name="a/b")),
     ("plain folder name", lambda: RunConfig(name="..")),
     ("plain folder name", lambda: RunConfig(name="a\nb")),
@@ -127,6 +135,13 @@ def test_choices_match_the_reference() -> None:
     assert get_args(hints["init_type"]) == ref.INIT_TYPES
     assert get_args(hints["upsample"]) == ref.UPSAMPLES
     assert get_args(get_type_hints(LossConfig)["gan_mode"]) == ref.GAN_MODES
+    assert AUGMENTATIONS == ref.AUGMENTATIONS
+
+
+def test_augmentations_are_named_in_any_order() -> None:
+    assert LossConfig().augmentations == ()
+    assert LossConfig(diffaugment="cutout").augmentations == ("cutout",)
+    assert LossConfig(diffaugment="cutout, color,translation").augmentations == AUGMENTATIONS
 
 
 def test_json_round_trip() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcyclegan import reference as ref
@@ -150,6 +151,69 @@ def test_discriminator_loss_by_hand() -> None:
     # wgangp: |grad| is 2, so the penalty is 10 (2 - 1)^2, inside the half.
     loss = ref.discriminator_loss(D, real, fake, ref.LossWeights("wgangp"), torch.tensor([0.5]))
     assert loss.item() == pytest.approx(0.5 * (-2.0 + 1.0 + 10.0))
+
+
+# --- Augmentation -------------------------------------------------------------------------------------------
+
+
+def test_augmentations_by_hand() -> None:
+    """The image has two channels with 4 and 8 everywhere, except for 0 and 4 in the first pixel."""
+    image = torch.stack([torch.full((2, 8), 4.0), torch.full((2, 8), 8.0)]).double()
+    image[:, 0, 0] -= 4
+    u = torch.tensor([0.75, 0.25, 0.0, 0.0, 0.6, 0.9, 0.5])
+    # Brightness adds 1/4. Saturation halves the distances from the mean of the channels, 6.25, or 2.25 in the
+    # first pixel. Contrast halves those from the mean, 6.
+    recolored = image.clone()
+    recolored[0], recolored[1] = 5.625, 6.625
+    recolored[0, 0, 0], recolored[1, 0, 0] = 3.625, 4.625
+    assert torch.equal(ref.augment_image(image, ["color"], u), recolored)
+    # 2 rows cannot be moved, and of the shifts -1, 0 and 1 of 8 columns the second one is chosen.
+    assert torch.equal(ref.augment_image(image, ["translation"], u), image)
+    moved = F.pad(image[:, :, :-1], (1, 0))
+    assert torch.equal(ref.augment_image(image, ["translation"], torch.zeros(7)), moved)
+    moved = F.pad(image[:, :, 1:], (0, 1))
+    assert torch.equal(ref.augment_image(image, ["translation"], torch.ones(7)), moved)
+    # One row of 2 and four columns of 8: row 1 is chosen of 0 to 1, and centre 4 of 0 to 8.
+    cut = image.clone()
+    cut[:, 1, 2:6] = 0
+    assert torch.equal(ref.augment_image(image, ["cutout"], u), cut)
+    cut = image.clone()
+    cut[:, 1, 6:] = 0  # centre 8, beyond the last column
+    assert torch.equal(ref.augment_image(image, ["cutout"], torch.ones(7)), cut)
+
+
+def official_augmentation(x: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Return one image [C, H, W] as the official DiffAugment augments it, pixel by pixel."""
+    x = x + (u[0] - 0.5)
+    gray = x.mean(0, keepdims=True)
+    x = (x - gray) * (u[1] * 2) + gray
+    x = (x - x.mean()) * (u[2] + 0.5) + x.mean()
+    sides = np.array(x.shape[1:])
+    shift = (sides * 0.125 + 0.5).astype(int)
+    moved_by = np.minimum(u[3:5] * (2 * shift + 1), 2 * shift).astype(int) - shift
+    size = (sides * 0.5 + 0.5).astype(int)
+    offset = np.minimum(u[5:] * (sides + (1 - size % 2)), sides - size % 2).astype(int)
+    out = np.zeros_like(x)
+    for pixel in np.ndindex(*sides):
+        source = np.array(pixel) + moved_by
+        if (source >= 0).all() and (source < sides).all():
+            out[:, pixel[0], pixel[1]] = x[:, source[0], source[1]]
+    for part in np.ndindex(*size):
+        row, column = np.clip(np.array(part) + offset - size // 2, 0, sides - 1)
+        out[:, row, column] = 0
+    return out
+
+
+@pytest.mark.parametrize("size", [(3, 16, 16), (1, 12, 20), (3, 13, 9), (2, 5, 6)], ids=str)
+def test_augmentations_are_the_official_ones(size: tuple[int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(20, *size, generator=generator, dtype=torch.float64)
+    u = torch.rand(7, 20, generator=generator, dtype=torch.float64)
+    u[:, 0], u[:, 1] = 0, 1
+    for ours, image, numbers in zip(
+        ref.augment(images, ref.AUGMENTATIONS, u), images.numpy(), u.T.numpy(), strict=True
+    ):
+        np.testing.assert_allclose(ours.numpy(), official_augmentation(image, numbers), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(

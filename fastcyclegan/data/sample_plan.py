@@ -1,9 +1,9 @@
 """Determine sample i of an epoch from nothing but (seed, epoch, i).
 
 A sample consists of one image of A and one of B, the crop and flip of each, and the random numbers for the
-replay pools and the gradient penalty. Loaders, workers and devices draw no random numbers themselves. Every
-loader therefore sees the same samples, and the position in a run is a single integer: the number of completed
-iterations.
+replay pools, the gradient penalty and the discriminators' augmentation. Loaders, workers and devices draw no
+random numbers themselves. Every loader therefore sees the same samples, and the position in a run is a single
+integer: the number of completed iterations.
 
 The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
 its distributions.
@@ -18,7 +18,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_ORDER, _SAMPLE = 0, 1
+_ORDER, _SAMPLE, _AUGMENT = 0, 1, 2
+# What an iteration shows the discriminators, and how many random numbers augment an image of it.
+AUGMENTED = ("fake_B", "fake_A", "real_B", "pooled_B", "real_A", "pooled_A")
+AUGMENT_NUMBERS = 7
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
@@ -44,7 +47,8 @@ class Sample:
     """One unpaired sample.
 
     ``draw_A`` and ``draw_B`` are the random numbers (swap, place) for the pools of fake A and fake B.
-    ``mix_A`` and ``mix_B`` are those of the wgangp gradient penalty.
+    ``mix_A`` and ``mix_B`` are those of the wgangp gradient penalty. ``augment`` contains those of the
+    discriminators' augmentation, AUGMENT_NUMBERS for each image in AUGMENTED, or none if the plan draws none.
     """
 
     index_A: int
@@ -55,6 +59,7 @@ class Sample:
     draw_B: tuple[float, float]
     mix_A: float
     mix_B: float
+    augment: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Plan:
     uniformly random B. When serial, it is A[i mod count_A] and B[i mod count_B]. Each of ``ranks`` processes
     gets every ranks-th sample, starting at its ``rank``; together they see the same samples as one process
     with batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one
-    sample fewer than others, or none.
+    sample fewer than others, or none. Random numbers for augmentation are drawn only if ``augment`` is set.
+    They are separate from the others, which therefore do not depend on it.
     """
 
     seed: int
@@ -76,6 +82,7 @@ class Plan:
     flip: bool = True
     rank: int = 0
     ranks: int = 1
+    augment: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
@@ -104,7 +111,11 @@ class Plan:
         view_A = View(u[1], u[2], self.flip and u[3] < 0.5)
         view_B = View(u[4], u[5], self.flip and u[6] < 0.5)
         draw_A, draw_B = (u[7], u[8]), (u[9], u[10])
-        return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, mix_A=u[11], mix_B=u[12])
+        augment: tuple[float, ...] = ()
+        if self.augment:
+            count = len(AUGMENTED) * AUGMENT_NUMBERS
+            augment = tuple(uniforms(count, self.seed, epoch, _AUGMENT, i).tolist())
+        return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, u[11], u[12], augment)
 
     def batch(self, iteration: int) -> tuple[int, range]:
         """Return the epoch (from 1) and the rank's sample numbers of ``iteration``.

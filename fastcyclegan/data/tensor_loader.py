@@ -1,6 +1,7 @@
 """Make batches from the caller's own loaders of tensors: one loader of pairs, or one per domain.
 
-The replay pools and the gradient penalty get their random numbers from a plan, as with image files.
+The replay pools, the gradient penalty and the discriminators' augmentation get their random numbers from a
+plan, as with image files.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class TensorLoader:
 
     The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
-    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools,
-    which depend only on the seed and the position.
+    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools
+    and, if ``augment`` is set, of the augmentation. They depend only on the seed and the position.
 
     Every batch is checked before it is trained on. Raises UserError, with the loader and the number of its
     batch, for one that cannot be trained on. A tensor on the CPU is checked there. One on a GPU is checked on
@@ -105,6 +106,7 @@ class TensorLoader:
         device: torch.device,
         seed: int,
         iterations_per_epoch: int | None = None,
+        augment: bool = False,
     ) -> None:
         self.required, self.device = required, device
         self.stopping: Stopping = never
@@ -122,7 +124,7 @@ class TensorLoader:
         self.first = first_A.clone(), first_B.clone()  # a loader may use its memory again
         self.batch_size = self.first[0].shape[0]
         count = batches * self.batch_size
-        self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False)
+        self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False, augment=augment)
 
     def _pairs(self) -> Iterator[tuple[tuple[Any, Any], tuple[int, int]]]:
         """Yield pairs of the images of A and B, and the numbers of their batches, endlessly."""

@@ -121,7 +121,8 @@ def _run(config: TrainConfig, precision: str) -> None:
         options = dataclasses.replace(config.engine, graph="off")
         engine = Engine(recipe, nets, config.optim, cpu, precision, options=options)
     sides = (model.input_nc, model.output_nc)
-    engine.dry_step(random_batch(size, Plan(0, 10**6, 10**6, config.data.batch_size), 0, sides))
+    plan = Plan(0, 10**6, 10**6, config.data.batch_size, augment=bool(config.loss.augmentations))
+    engine.dry_step(random_batch(size, plan, 0, sides))
     for target, channels in zip(("B", "A"), sides, strict=True):
         name = recipe.generator(target)
         image = torch.zeros(1, channels, size, size, dtype=torch.float32)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from fastcyclegan.config import LossConfig, ModelConfig
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.sample_plan import AUGMENT_NUMBERS, AUGMENTED
 from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.nn.torch_defaults import float32_by_default
+from fastcyclegan.recipes.diffaugment import DiffAugment
 from fastcyclegan.recipes.image_pool import ImagePool
 from fastcyclegan.recipes.losses import BatchedLosses
 from fastcyclegan.recipes.recipe import Compile, Forward, Inputs, Phase, PhaseResult, Translate, uncompiled
@@ -39,6 +41,16 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
             "D_B": initialised(build_discriminator(config, config.output_nc)),
             "D_A": initialised(build_discriminator(config, config.input_nc)),
         }
+
+
+def _augment_numbers(batch: Batch) -> dict[str, Tensor]:
+    """Return the random numbers [AUGMENT_NUMBERS, k, N] for the k batches that each phase augments."""
+    count = len(AUGMENTED) * AUGMENT_NUMBERS
+    if any(len(sample.augment) != count for sample in batch.samples):
+        raise ValueError("CycleGANRecipe: augmentation needs samples of a plan with augment=True")
+    drawn = torch.tensor([sample.augment for sample in batch.samples], dtype=torch.float32)
+    numbers = drawn.view(-1, len(AUGMENTED), AUGMENT_NUMBERS).permute(2, 1, 0)
+    return {"augment_G": numbers[:, :2], "augment_D": numbers[:, 2:]}
 
 
 class CycleGANRecipe:
@@ -83,13 +95,14 @@ class CycleGANRecipe:
 
     def phases(self, compile_loss: Compile = uncompiled) -> tuple[Phase, ...]:
         losses = BatchedLosses(self.loss.gan_mode, compile_loss)
+        augment = DiffAugment(self.loss.augmentations, compile_loss)
         return (
-            Phase("G", GENERATORS, DISCRIMINATORS, functools.partial(self._generators, losses)),
+            Phase("G", GENERATORS, DISCRIMINATORS, functools.partial(self._generators, losses, augment)),
             Phase(
                 "D",
                 DISCRIMINATORS,
                 (),
-                functools.partial(self._discriminators, losses),
+                functools.partial(self._discriminators, losses, augment),
                 wants=("fake_A", "fake_B"),
                 prepare=self._show_pools,
             ),
@@ -98,9 +111,11 @@ class CycleGANRecipe:
     # --- Decisions on the host ------------------------------------------------------------------------------
 
     def decide(self, batch: Batch) -> dict[str, Tensor]:
-        """Decide which images the pools return and store, and where wgangp interpolates.
+        """Decide which images the pools return and store, where wgangp interpolates, and how the
+        discriminators' images are augmented.
 
-        The decisions for the pool of fake B are made first.
+        The decisions for the pool of fake B are made first. Raises ValueError if images are augmented, but
+        the batch's plan drew no random numbers for that.
         """
         draws = {
             "B": [sample.draw_B for sample in batch.samples],
@@ -114,6 +129,8 @@ class CycleGANRecipe:
             numbers["mix_B"] = torch.tensor(mix_B, dtype=torch.float32)
             mix_A = [sample.mix_A for sample in batch.samples]
             numbers["mix_A"] = torch.tensor(mix_A, dtype=torch.float32)
+        if self.loss.augmentations:
+            numbers |= _augment_numbers(batch)
         return numbers
 
     def is_steady(self, batch: Batch) -> bool:
@@ -125,13 +142,16 @@ class CycleGANRecipe:
 
     # --- The generators' phase ------------------------------------------------------------------------------
 
-    def _generators(self, losses: BatchedLosses, forward: Forward, inputs: Inputs) -> PhaseResult:
+    def _generators(
+        self, losses: BatchedLosses, augment: DiffAugment, forward: Forward, inputs: Inputs
+    ) -> PhaseResult:
         a, b, loss = inputs.A, inputs.B, self.loss
         if forward.in_any_order(GENERATORS):
             fake_A, fake_B, rec_A, rec_B, same = self._translated_together(forward, a, b)
         else:
             fake_A, fake_B, rec_A, rec_B, same = self._translated_in_order(forward, a, b)
-        judged = forward({"D_A": [fake_A], "D_B": [fake_B]})
+        shown_B, shown_A = augment([fake_B, fake_A], inputs.numbers.get("augment_G"))
+        judged = forward({"D_A": [shown_A], "D_B": [shown_B]})
         adversarial = losses.adversarial([judged["D_B"][0], judged["D_A"][0]], [True, True])
         weights, targets = [loss.lambda_A, loss.lambda_B], [a, b]
         if same:
@@ -183,9 +203,13 @@ class CycleGANRecipe:
             shown[f"shown_{side}"] = self.pools[side].take(fakes, inputs.numbers[f"pool_{side}"])
         return replace(inputs, earlier=shown)
 
-    def _discriminators(self, losses: BatchedLosses, forward: Forward, inputs: Inputs) -> PhaseResult:
-        real_A, real_B = inputs.A, inputs.B
-        fake_A, fake_B = inputs.earlier["shown_A"], inputs.earlier["shown_B"]
+    def _discriminators(
+        self, losses: BatchedLosses, augment: DiffAugment, forward: Forward, inputs: Inputs
+    ) -> PhaseResult:
+        pooled_A, pooled_B = inputs.earlier["shown_A"], inputs.earlier["shown_B"]
+        real_B, fake_B, real_A, fake_A = augment(
+            [inputs.B, pooled_B, inputs.A, pooled_A], inputs.numbers.get("augment_D")
+        )
         judged = forward({"D_A": [real_A, fake_A], "D_B": [real_B, fake_B]})
         logits = [*judged["D_B"], *judged["D_A"]]
         total = losses.adversarial(logits, [True, False, True, False]).view(2, 2).sum(1)

@@ -17,6 +17,7 @@ def describe_run(run: Run) -> dict[str, str]:
         "networks": _networks(run.config, run.engine),
         **_weights_row(run),
         **describe_frozen(run.config, run.engine.recipe),
+        **_augmentation(run.config),
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
         **_disk(run),
@@ -63,6 +64,13 @@ def _networks(config: TrainConfig, engine: Engine) -> str:
     others = [name for name in recipe.networks if name not in recipe.generators]
     G, D = (_weights(engine, name) for name in (recipe.generators[0], others[0]))
     return f"{model.netG} ngf {model.ngf} ({G:,} weights each), {model.netD} ndf {model.ndf} ({D:,} each)"
+
+
+def _augmentation(config: TrainConfig) -> dict[str, str]:
+    names = config.loss.augmentations
+    if not names:
+        return {}
+    return {"augmentation": f"{', '.join(names)} before both discriminators (--diffaugment)"}
 
 
 def _weights(engine: Engine, name: str) -> int:

@@ -308,7 +308,14 @@ def _load_tensors(
     """
     assert overrides.loaders is not None
     required, seed = ImageRequirements.of(config.model), config.run.seed
-    loader = TensorLoader(*overrides.loaders, required, device, seed, overrides.iterations_per_epoch)
+    loader = TensorLoader(
+        *overrides.loaders,
+        required,
+        device,
+        seed,
+        overrides.iterations_per_epoch,
+        augment=bool(config.loss.augmentations),
+    )
     _require_long_enough(config, loader.plan)
     if folder is not None:
         folder.open()
@@ -404,6 +411,7 @@ def _plan(config: TrainConfig, count_A: int, count_B: int) -> Plan:
         data.batch_size,
         data.serial_batches,
         not data.no_flip,
+        augment=bool(config.loss.augmentations),
     )
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastcyclegan.data.sample_plan import Plan, uniforms
+from fastcyclegan.data.sample_plan import AUGMENT_NUMBERS, AUGMENTED, Plan, uniforms
 
 GOLDEN_UNIFORMS = [0.9799939816368156, 0.09974389385865956]
 GOLDEN_SAMPLE = (1, 5, False, True)
+GOLDEN_AUGMENT = [0.10576833708881905, 0.04182286484588671]
 
 
 def test_golden_values() -> None:
@@ -23,6 +25,19 @@ def test_golden_values() -> None:
     assert uniforms(2, 0, 1, 1, 0).tolist() == GOLDEN_UNIFORMS
     sample = Plan(seed=7, count_A=10, count_B=12).sample(epoch=2, i=3)
     assert (sample.index_A, sample.index_B, sample.view_A.flip, sample.view_B.flip) == GOLDEN_SAMPLE
+
+
+def test_augmentation_has_its_own_random_numbers() -> None:
+    """They are golden values like those above, and leave the other numbers of a sample as they are."""
+    plain, augmented = (Plan(7, 10, 12, augment=augment).sample(epoch=2, i=3) for augment in (False, True))
+    assert plain.augment == ()
+    assert len(augmented.augment) == len(set(augmented.augment)) == len(AUGMENTED) * AUGMENT_NUMBERS == 42
+    assert list(augmented.augment[:2]) == GOLDEN_AUGMENT
+    assert replace(augmented, augment=()) == plain
+    numbers = [n for i in range(100) for n in Plan(7, 100, 100, augment=True).sample(1, i).augment]
+    # The mean of 4,200 uniforms (standard deviation 0.29) is within 5 standard errors.
+    assert np.mean(numbers) == pytest.approx(0.5, abs=5 * 0.29 / math.sqrt(4200))
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_an_epoch_shows_every_image_of_the_larger_domain_once() -> None:

@@ -54,6 +54,18 @@ def test_trains_on_every_kind_of_loader(loaders: tuple[Any, ...], per_epoch: int
     assert not same(model, CycleGAN(**TINY))
 
 
+def test_trains_on_augmented_tensors() -> None:
+    """Both spellings of the setting train alike, and otherwise than without it."""
+    loaders = [tensors(2)] * 3, [tensors(2, 1)] * 3
+    models = [CycleGAN(**TINY, diffaugment=names) for names in ("color,cutout", ["cutout", "color"], None)]
+    for model in models:
+        model.fit(*loaders)
+    assert same(models[0], models[1])
+    assert not same(models[0], models[2])
+    with pytest.raises(UserError, match=r"diffaugment must be a comma-separated list of .*, got 'blur'"):
+        CycleGAN(diffaugment=["color", "blur"])
+
+
 def test_trains_on_tensors_exactly_as_on_files(dataset: Path, tmp_path: Path) -> None:
     """Without pools, the same samples in the same order give the same weights from tensors as from files."""
     from fastcyclegan.training.start import Overrides, start

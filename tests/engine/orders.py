@@ -10,6 +10,7 @@ import torch
 from bench.official_order import OfficialCycleGAN
 from fastcyclegan import reference as ref
 from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.data.sample_plan import AUGMENT_NUMBERS, AUGMENTED
 from fastcyclegan.engine import Engine
 from fastcyclegan.testing import is_cancelled_bias, relative_error
 
@@ -32,6 +33,16 @@ class PlannedRandom:
         return int(self.place * (b + 1))
 
 
+def augment_numbers(batch: Any) -> dict[str, torch.Tensor]:
+    """Return the random numbers [7, N] of each augmented input, or {} if the plan drew none."""
+    if not batch.samples[0].augment:
+        return {}
+    return {
+        name: torch.tensor([s.augment[AUGMENT_NUMBERS * k :][:AUGMENT_NUMBERS] for s in batch.samples]).T
+        for k, name in enumerate(AUGMENTED)
+    }
+
+
 def run_official(
     nets: dict[str, torch.nn.Module], batches: Sequence[Any], loss: LossConfig
 ) -> list[dict[str, float]]:
@@ -41,6 +52,7 @@ def run_official(
         gan_mode=loss.gan_mode, lambda_A=loss.lambda_A, lambda_B=loss.lambda_B,
         lambda_identity=loss.lambda_identity,
         pool_size=loss.pool_size, lr=LR, random_A=planned["A"], random_B=planned["B"],
+        diffaugment=loss.augmentations,
     )  # fmt: skip
     history, seen = [], 0
     for batch in batches:
@@ -48,7 +60,7 @@ def run_official(
         drawing = [n for n in range(len(batch.samples)) if seen + n >= loss.pool_size]
         planned["A"].draws = [batch.samples[n].draw_A for n in drawing]
         planned["B"].draws = [batch.samples[n].draw_B for n in drawing]
-        model.set_input(batch.A.contiguous(), batch.B.contiguous())
+        model.set_input(batch.A.contiguous(), batch.B.contiguous(), augment_numbers(batch))
         model.optimize_parameters()
         seen += len(batch.samples)
         history.append({name: torch.as_tensor(value).item() for name, value in model.losses().items()})
@@ -64,7 +76,7 @@ def run_reference(
     }
     pools = {side: ref.ReplayPool(loss.pool_size) for side in "AB"}
     weights = ref.LossWeights(
-        loss.gan_mode, loss.lambda_A, loss.lambda_B, loss.lambda_identity, loss.lambda_gp
+        loss.gan_mode, loss.lambda_A, loss.lambda_B, loss.lambda_identity, loss.lambda_gp, loss.augmentations
     )
     history = []
     for batch in batches:
@@ -73,7 +85,9 @@ def run_reference(
             "A": torch.tensor([s.mix_A for s in batch.samples]),
             "B": torch.tensor([s.mix_B for s in batch.samples]),
         }
-        losses = ref.train_step(nets, optimizers, pools, batch.A, batch.B, draws, weights, mix)
+        losses = ref.train_step(
+            nets, optimizers, pools, batch.A, batch.B, draws, weights, mix, augment_numbers(batch)
+        )
         history.append({name: value.item() for name, value in losses.items()})
     return history
 

@@ -34,7 +34,8 @@ def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = tor
 
     An epoch has 7 samples, so at a batch size of 3 the last batch of an epoch is a partial one.
     """
-    return [random_batch(size, Plan(3, 7, 7, batch), n, dtype=dtype) for n in range(count)]
+    plan = Plan(3, 7, 7, batch, augment=True)
+    return [random_batch(size, plan, n, dtype=dtype) for n in range(count)]
 
 
 def train(engine: Engine, data: Iterable[Batch]) -> Tensor:
@@ -82,6 +83,13 @@ RUNS = [
     ("batch size 3 with a partial last batch: two sizes, two graphs", 3, LossConfig(pool_size=4), GRAPH, 7),
     ("no pool, no identity", 1, LossConfig(pool_size=0, lambda_identity=0, gan_mode="vanilla"), GRAPH, 3),
     ("a gradient penalty, whose mixing is random", 1, LossConfig(gan_mode="wgangp", pool_size=4), GRAPH, 4),
+    (
+        "augmented images, whose random numbers must change after the capture",
+        1,
+        LossConfig(pool_size=4, diffaugment="color,translation,cutout"),
+        dataclasses.replace(GRAPH, pairing="on"),
+        4,
+    ),
     ("micro batches", 3, LossConfig(pool_size=4), dataclasses.replace(GRAPH, micro_batch=2), 7),
     (
         "paired, with overlapping phases",
@@ -177,7 +185,8 @@ class _HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [GRAPH, PLAIN], ids=["captured", "plain"])
 def test_an_iteration_reads_nothing_back_to_the_host(options: EngineConfig) -> None:
-    engine, _ = recorded(options, optim=OptimConfig(ema=0.9))
+    loss = LossConfig(pool_size=4, diffaugment="color,translation,cutout")
+    engine, _ = recorded(options, loss, optim=OptimConfig(ema=0.9))
     data = batches(8)
     train(engine, data[:6])
     with _HostReads() as reads:
@@ -304,7 +313,8 @@ def test_a_cuda_graph_trains_like_plain_launches(precision: str, overlap: str) -
     "options", [EngineConfig(graph="on"), EngineConfig(graph="off")], ids=["captured", "plain"]
 )
 def test_no_iteration_waits_for_the_gpu(options: EngineConfig) -> None:
-    engine = make_engine(seeded_networks(SMALL), device="cuda", precision="bf16", options=options)
+    loss = LossConfig(diffaugment="color,translation,cutout")
+    engine = make_engine(seeded_networks(SMALL), loss, device="cuda", precision="bf16", options=options)
     data = [
         dataclasses.replace(b, A=b.A.cuda(), B=b.B.cuda()) for b in batches(12, size=32, dtype=torch.float32)
     ]

@@ -105,6 +105,29 @@ STEPS: list[tuple[str, LossConfig, dict[str, Any], int, list[EngineConfig]]] = [
         3,
         [EngineConfig(micro_batch=2), PHASES],
     ),
+    (
+        "augmented: unbatched, batched and paired",
+        LossConfig(pool_size=4, diffaugment="color,translation,cutout"),
+        {},
+        1,
+        [PLAIN, EngineConfig(), PAIRED],
+    ),
+    (
+        "augmented, micro batches of 2 in batches of 3, overlapping phases",
+        LossConfig(pool_size=4, diffaugment="cutout,color"),
+        {},
+        3,
+        [EngineConfig(micro_batch=2), PHASES],
+    ),
+    (
+        "augmented, the official wgangp, different numbers of channels, no pool",
+        LossConfig(
+            gan_mode="wgangp", pool_size=0, lambda_gp=0, lambda_identity=0, diffaugment="translation,color"
+        ),
+        {"input_nc": 1},
+        2,
+        [PAIRED],
+    ),
 ]
 
 
@@ -113,7 +136,7 @@ def test_engine_reference_and_official_order_are_equal(
     why: str, loss: LossConfig, changes: dict[str, Any], batch: int, engines: list[EngineConfig]
 ) -> None:
     model = ModelConfig(**{**SMALL.__dict__, **changes})
-    plan = Plan(3, 8, 7, batch)
+    plan = Plan(3, 8, 7, batch, augment=bool(loss.augmentations))
     batches = [random_batch(16, plan, n, (model.input_nc, model.output_nc), torch.float64) for n in range(20)]
     start = seeded_networks(model, dtype=torch.float64)
     official, reference = copy_of(start), copy_of(start)
@@ -135,10 +158,16 @@ def test_engine_reference_and_official_order_are_equal(
             assert relative_error(nets["G_AB"](images), official["G_AB"](images)) < 1e-9
 
 
-@pytest.mark.parametrize(("batch", "identity"), [(1, 0.5), (3, 0.0)])
-def test_wgangp_with_a_penalty_equals_the_reference(batch: int, identity: float) -> None:
-    loss = LossConfig(gan_mode="wgangp", pool_size=3, lambda_identity=identity)
-    batches = [random_batch(16, Plan(0, 9, 9, batch), n, dtype=torch.float64) for n in range(20)]
+@pytest.mark.parametrize(
+    ("batch", "identity", "diffaugment"),
+    [(1, 0.5, None), (3, 0.0, None), (2, 0.5, "color,translation,cutout")],
+)
+def test_wgangp_with_a_penalty_equals_the_reference(
+    batch: int, identity: float, diffaugment: str | None
+) -> None:
+    loss = LossConfig(gan_mode="wgangp", pool_size=3, lambda_identity=identity, diffaugment=diffaugment)
+    plan = Plan(0, 9, 9, batch, augment=diffaugment is not None)
+    batches = [random_batch(16, plan, n, dtype=torch.float64) for n in range(20)]
     start = seeded_networks(SMALL, dtype=torch.float64)
     reference, engine = copy_of(start), make_engine(start, loss, options=PAIRED)
     expected, actual = run_reference(reference, batches, loss), run_engine(engine, batches)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
-from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.data.sample_plan import AUGMENTED, Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.nn.networks import build_discriminator, build_generator
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
@@ -53,6 +54,19 @@ def test_the_configuration_selects_the_recipe() -> None:
     plotted = [name for names in recipe.loss_panels.values() for name in names]
     assert sorted(plotted) == sorted(recipe.loss_names)
     assert recipe.loss_names[: len(recipe.generator_losses)] == recipe.generator_losses
+
+
+def test_every_augmented_image_has_its_own_random_numbers() -> None:
+    recipe = CycleGANRecipe(LossConfig(diffaugment="color"))
+    batch = random_batch(16, Plan(0, 9, 9, 2, augment=True), 0)
+    decided = recipe.decide(batch)
+    numbers = torch.cat([decided["augment_G"], decided["augment_D"]], 1)
+    assert numbers.shape == (7, len(AUGMENTED), 2)
+    assert len(numbers.unique()) == numbers.numel()
+    for n, sample in enumerate(batch.samples):
+        assert torch.equal(numbers[:, :, n].T.flatten(), torch.tensor(sample.augment))
+    with pytest.raises(ValueError, match="augmentation needs samples of a plan with augment=True"):
+        recipe.decide(random_batch(16, Plan(0, 9, 9), 0))
 
 
 def test_an_iteration_only_changes_the_pools_of_the_recipe() -> None:

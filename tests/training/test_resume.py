@@ -30,6 +30,7 @@ from tests.training.runs import assert_same_state, run
         "--batch_size 3 --micro_batch 2 --ema 0.9 --lr_scaling sqrt --pairing on".split(),
         id="micro batches, running averages, pairs",
     ),
+    pytest.param("--diffaugment cutout,color --batch_size 2".split(), id="augmentation"),
 ])  # fmt: skip
 def test_a_resumed_run_equals_an_uninterrupted_one(
     dataset: Path, tmp_path: Path, more: tuple[str, ...]
@@ -52,6 +53,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [record["iteration"] for record in curves[0]] == list(
         range(1 + whole.run.first, 14 + whole.run.first)
     )
+
+
+def test_augmentation_can_change_when_a_run_is_resumed(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for iteration, given in enumerate(([], ["cutout,translation"], ["color"], ["None"]), 1):
+        flags = [flag for value in given for flag in ("--diffaugment", value)]
+        more = ["--continue_train"] if iteration > 1 else []
+        run(dataset, tmp_path, "r", *more, *flags, "--max_iters", str(iteration))
+        rows += re.findall(r"augmentation +(.*)", capsys.readouterr().out)
+    before = "before both discriminators (--diffaugment)"
+    assert rows == [f"translation, cutout {before}", f"color {before}"]
 
 
 def test_starting_from_official_files_only(
