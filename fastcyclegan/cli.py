@@ -26,6 +26,7 @@ from fastcyclegan.checkpoints.loading import settings_of
 from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
 from fastcyclegan.console import Console
+from fastcyclegan.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
 from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
@@ -97,8 +98,29 @@ def _parse(
     options: dict[str, Any] = {}
     if default is not None:
         options["default"] = default
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_crop_size_rule)
     return tyro.cli(
-        kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options
+        kind,
+        args=None if args is None else joined_arguments(args),
+        description=description,
+        config=_MARKERS,
+        use_underscores=True,
+        registry=registry,
+        **options,
+    )
+
+
+def _crop_size_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Tell tyro how --crop_size is written: as the one argument that ``joined_arguments`` makes."""
+    if info.type != CropSize:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SIDE|HEIGHT WIDTH",
+        instance_from_str=lambda args: parsed_crop_size(args[0]),
+        is_instance=lambda value: isinstance(value, (int, tuple)),
+        str_from_instance=lambda value: [flag_value(value)],
     )
 
 

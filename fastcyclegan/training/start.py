@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
+from fastcyclegan.config import DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
+from fastcyclegan.data.equal_sizes import required_size
 from fastcyclegan.data.fit import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
@@ -222,7 +223,7 @@ def _make_engine(
         _compiles(config, device) and compiler_works,
         config.engine,
         log=reporter.log,
-        fixed_sizes=overrides.loaders is None and config.data.preprocess in FIXED_SIZE,
+        fixed_sizes=overrides.loaders is None and config.data.has_one_size,
         progress=reporter.compiling,
     )
 
@@ -361,7 +362,8 @@ def _plan(config: TrainConfig, images: Images) -> Plan:
 def _source(
     data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, images: Images
 ) -> Source:
-    return Source(paths, Fit.of(data, channels, model.size_multiple), images.checked)
+    fit = Fit.of(data, channels, model.size_multiple)
+    return Source(paths, fit, images.checked, required_size(paths, images.checked, fit, data.batch_size))
 
 
 def _protect_images(folder: Path, paths: Iterable[Path]) -> None:
