@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fastcyclegan.cli import parse_train
 from fastcyclegan.data import dali_loader
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors
+from fastcyclegan.training import start as start_module
 from fastcyclegan.training.disk import disk_needed
 from fastcyclegan.training.start import start
 from fastcyclegan.training.trainer import Trainer
@@ -139,3 +141,26 @@ def test_a_run_at_96x160_on_the_kernels(tmp_path: Path, impl: str) -> None:
     state = trained.run.engine.state_dict()
     assert state["recipe"]["A"]["slots"].shape == (3, 3, 96, 160)
     assert all(torch.isfinite(t).all() for net in state["nets"].values() for t in net.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_fixed"),
+    [
+        (("--crop_size", "16", "20"), True),
+        (("--preprocess", "none"), False),
+        (("--preprocess", "none", "--batch_size", "2"), True),
+    ],
+    ids=str,
+)
+def test_the_engine_knows_whether_images_have_one_size(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], is_fixed: bool
+) -> None:
+    engine, given = start_module.Engine, []
+
+    def recorded(*args: Any, fixed_sizes: bool, **options: Any) -> Any:
+        given.append(fixed_sizes)
+        return engine(*args, fixed_sizes=fixed_sizes, **options)
+
+    monkeypatch.setattr(start_module, "Engine", recorded)
+    start(parse_train(arguments(dataset, tmp_path, "r", *flags)), print)
+    assert given == [is_fixed]
