@@ -33,6 +33,7 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
 from fastcyclegan.training.exclusive import without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.initial_weights import with_architecture_of_files
@@ -99,8 +100,29 @@ def _parse(
     options: dict[str, Any] = {}
     if default is not None:
         options["default"] = default
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_crop_size_rule)
     return tyro.cli(
-        kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options
+        kind,
+        args=None if args is None else joined_arguments(args),
+        description=description,
+        config=_MARKERS,
+        use_underscores=True,
+        registry=registry,
+        **options,
+    )
+
+
+def _crop_size_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Tell tyro how --crop_size is written: as the one argument that ``joined_arguments`` makes."""
+    if info.type != CropSize:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SIDE|HEIGHT WIDTH",
+        instance_from_str=lambda args: parsed_crop_size(args[0]),
+        is_instance=lambda value: isinstance(value, (int, tuple)),
+        str_from_instance=lambda value: [flag_value(value)],
     )
 
 

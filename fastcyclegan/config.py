@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcyclegan.errors import UserError
 from fastcyclegan.files.schema import described, joined
+from fastcyclegan.settings.crop_size import MOST_PIXELS, CropSize, checked_crop_size, named_sides, sides_of
 
 Direction = Literal["AtoB", "BtoA"]
 Preprocess = Literal["resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"]
@@ -32,6 +33,8 @@ def _check_types(config: Any) -> None:
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if hint == CropSize:  # checked_crop_size has checked it
+            continue
         if get_origin(hint) is Literal:
             if value not in get_args(hint):
                 raise UserError(f"{name} must be one of {', '.join(get_args(hint))}, got {described(value)}")
@@ -92,7 +95,7 @@ def _check_maximum(config: Any, maximum: float, *names: str) -> None:
 
 
 # More than any use needs, but little enough to be refused before memory or time run out.
-_MOST_PIXELS, _MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 2**16, 4096, 2**31 - 1, 12, 256
+_MOST_THREADS, _MOST_CHANNELS, _MOST_LAYERS, _MOST_BLOCKS = 4096, 2**31 - 1, 12, 256
 _MOST_IMAGES = 10**6
 
 
@@ -119,12 +122,13 @@ class DataConfig:
     #: Side (or width) in pixels to which images are resized before cropping, by bicubic interpolation with
     #: antialiasing.
     load_size: int = 286
-    #: Side in pixels of the random crop, a multiple of 4 (of 256 for unet_256). If load_size is larger, the
-    #: random position of the crop helps prevent overfitting.
-    crop_size: int = 256
+    #: Side in pixels of the random crop, or its height and width (--crop_size 96 160): multiples of 4 (of 256
+    #: for unet_256). If load_size is larger, the random position of the crop helps prevent overfitting.
+    crop_size: CropSize = 256
     #: Disable random horizontal flips.
     no_flip: bool = False
-    #: Number of images of each domain per iteration.
+    #: Number of images of each domain per iteration. With several, and --preprocess scale_width or none, all
+    #: images of a domain must have the same size.
     batch_size: int = 1
     #: Take images in the order of their names and pair B[i] with A[i], instead of shuffling A and drawing B
     #: at random.
@@ -147,10 +151,11 @@ class DataConfig:
     dataset_mode: Literal["unaligned"] = "unaligned"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "crop_size", checked_crop_size(self.crop_size))  # the class is frozen
         _check_types(self)
-        _check_minimum(self, 1, "load_size", "crop_size", "batch_size", "max_dataset_size")
+        _check_minimum(self, 1, "load_size", "batch_size", "max_dataset_size")
         _check_minimum(self, 0, "num_threads")
-        _check_maximum(self, _MOST_PIXELS, "load_size", "crop_size")
+        _check_maximum(self, MOST_PIXELS, "load_size")
         _check_maximum(self, _MOST_THREADS, "num_threads")
         if not 0 <= self.holdout < 1:
             raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
@@ -160,14 +165,27 @@ class DataConfig:
             raise UserError("--holdout only applies to --data_A and --data_B; --dataroot has test folders")
         if self.dataroot is not None and self.data_A is not None:
             raise UserError("give either --dataroot, or --data_A and --data_B, but not both")
-        resized = self.preprocess in ("resize_and_crop", "scale_width_and_crop")
-        if resized and self.crop_size > self.load_size:
-            raise UserError(f"crop_size {self.crop_size} is larger than load_size {self.load_size}")
-        if self.batch_size > 1 and self.preprocess not in FIXED_SIZE:
-            raise UserError(
-                f"batch_size {self.batch_size} needs images of equal size, which --preprocess"
-                f" {self.preprocess} does not produce"
-            )
+        self._check_load_size()
+
+    def _check_load_size(self) -> None:
+        sides = list(named_sides(self.crop_size).items())
+        if self.preprocess == "scale_width_and_crop":
+            sides = sides[-1:]  # only the width: images are at least as high as the crop
+        elif self.preprocess != "resize_and_crop":
+            return
+        for name, side in sides:
+            if side > self.load_size:
+                raise UserError(f"{name} is larger than load_size {self.load_size}")
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of the random crop, in pixels."""
+        return sides_of(self.crop_size)
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether all images of a domain have one size: that of the crop, or that which batches need."""
+        return self.preprocess in FIXED_SIZE or self.batch_size > 1
 
     @property
     def is_builtin(self) -> bool:
@@ -535,15 +553,8 @@ class TrainConfig:
         return self.optim.lr * scale
 
     def __post_init__(self) -> None:
-        multiple, crop = self.model.size_multiple, self.data.crop_size
-        if self.data.preprocess in FIXED_SIZE and crop % multiple:
-            reason = f"{self.model.netG} would return images of a different size"
-            raise UserError(f"crop_size {crop} is not a multiple of {multiple}: {reason}")
-        least = self.model.least_side
-        if self.data.preprocess in FIXED_SIZE and crop < least:
-            raise UserError(
-                f"crop_size {crop} is too small: --netD {self.model.netD} needs at least {least} pixels"
-            )
+        if self.data.preprocess in FIXED_SIZE:
+            self._check_crop()
         if self.loss.lambda_identity > 0 and self.model.input_nc != self.model.output_nc:
             raise UserError(
                 "the identity loss needs equal channel counts, got input_nc"
@@ -557,6 +568,16 @@ class TrainConfig:
                 "wgangp mixes real and fake images, so they must be of equal size, which --preprocess"
                 f" {self.data.preprocess} does not guarantee"
             )
+
+    def _check_crop(self) -> None:
+        multiple, least = self.model.size_multiple, self.model.least_side
+        for name, side in named_sides(self.data.crop_size).items():
+            if side % multiple:
+                reason = f"{self.model.netG} would return images of a different size"
+                raise UserError(f"{name} is not a multiple of {multiple}: {reason}")
+            if side < least:
+                needed = f"--netD {self.model.netD} needs at least {least} pixels"
+                raise UserError(f"{name} is too small: {needed}")
 
 
 # Changes of the defaults for training on the built-in dataset: small images and networks, which take a few

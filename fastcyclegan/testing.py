@@ -25,6 +25,7 @@ from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
+from fastcyclegan.settings.crop_size import CropSize, sides_of
 
 # fp32 is allowed more, because the sums of a whole network are computed in another order. In 16 bits, sums
 # are kept in fp32, and 8 ulp would hide an error of 6 %.
@@ -162,22 +163,23 @@ def captured_graph(step: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.C
 
 
 def random_batch(
-    size: int,
+    size: CropSize,
     plan: Plan,
     iteration: int,
     channels: tuple[int, int] = (3, 3),
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Return a batch of noise images of ``size`` x ``size`` pixels for ``iteration`` of ``plan``.
+    """Return a batch of noise images for ``iteration`` of ``plan``.
 
-    The same arguments always return the same batch.
+    ``size`` is the side of square images, or their height and width, in pixels. The same arguments always
+    return the same batch.
     """
     epoch, numbers = plan.batch(iteration)
     samples = [plan.sample(epoch, i) for i in numbers]
     generator = torch.Generator().manual_seed(1 + iteration)
 
     def noise(channels: int) -> Tensor:
-        shape = (len(samples), channels, size, size)
+        shape = (len(samples), channels, *sides_of(size))
         images = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
         return images.to(dtype, memory_format=torch.channels_last)
 

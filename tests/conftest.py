@@ -23,6 +23,7 @@ from PIL import Image
 from fastcyclegan.config import Preprocess
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
+from fastcyclegan.data.equal_sizes import required_size
 from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.loader import Source
 
@@ -121,8 +122,9 @@ def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def source(paths: list[Path], fit: Fit) -> Source:
-    return Source(paths, fit, dict(zip(paths, check_files(paths), strict=True)))
+def source(paths: list[Path], fit: Fit, batch_size: int = 1) -> Source:
+    checked = dict(zip(paths, check_files(paths), strict=True))
+    return Source(paths, fit, checked, required_size(paths, checked, fit, batch_size))
 
 
 def unpaired(

@@ -55,6 +55,26 @@ def test_official_flags_in_both_spellings() -> None:
             ), name
 
 
+def test_a_crop_is_one_number_or_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_train(["--dataroot", "x", "--crop-size", "96", "160"]).data.crop == (96, 160)
+    assert parse_train(["--crop_size", "96", "160", "--dataroot", "x"]).data.crop == (96, 160)
+    assert parse_train(["--dataroot", "x", "--crop_size=128"]).data.crop_size == 128
+    for given in ("96 160 7", "96x160", "-8 16"):
+        assert "crop_size must be" in fails(capsys, "--dataroot", "x", "--crop_size", *given.split())
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    assert "--crop_size SIDE|HEIGHT WIDTH" in capsys.readouterr().out
+
+
+def test_a_saved_crop_of_two_sides_is_resumed(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    crop = {"data": {**SAVED["data"], "crop_size": (96, 160)}}
+    run_files.write_config(tmp_path / "r", with_changes(TrainConfig(), {**SAVED, **crop}))
+    args = ["--continue_train", "--name", "r", "--checkpoints_dir", str(tmp_path)]
+    assert parse_train(args).data.crop == (96, 160)
+    assert parse_train([*args, "--crop_size", "64"]).data.crop == (64, 64)
+
+
 def test_flags_override_the_builtin_preset() -> None:
     assert parse_train([]).model.netG == "resnet_2blocks"
     assert parse_train(["--ngf", "8"]).model.ngf == 8

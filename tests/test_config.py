@@ -29,9 +29,18 @@ from tests.files.altered_values import NOT_JSON, PLAIN, altered, nested
 
 BAD: list[tuple[str, Callable[[], object]]] = [
     ("crop_size 300 is larger than load_size 286", lambda: DataConfig(crop_size=300)),
+    ("height 300 of crop_size is larger than load_size 286", lambda: DataConfig(crop_size=(300, 8))),
+    ("width 300 of crop_size is larger than load_size 286", lambda: DataConfig(crop_size=(8, 300))),
+    (
+        "width 300 of crop_size is larger than load_size 286",
+        lambda: DataConfig(crop_size=(288, 300), preprocess="scale_width_and_crop"),
+    ),
+    (
+        "crop_size must be one number, or two for height and width, got 3",
+        lambda: DataConfig(crop_size=[8] * 3),
+    ),
     ("must be given together", lambda: DataConfig(data_A=Path("a"))),
     ("but not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
-    ("batch_size 2 needs images of equal size", lambda: DataConfig(batch_size=2, preprocess="none")),
     ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
     (r"holdout must be in \[0, 1\)", lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), holdout=1.0)),
     ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),
@@ -81,6 +90,18 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     (
         "crop_size 20 is too small: --netD basic needs at least 24",
         lambda: TrainConfig(data=DataConfig(crop_size=20)),
+    ),
+    (
+        "height 98 of crop_size is not a multiple of 4",
+        lambda: TrainConfig(data=DataConfig(crop_size=(98, 160))),
+    ),
+    (
+        "width 162 of crop_size is not a multiple of 4",
+        lambda: TrainConfig(data=DataConfig(crop_size=(96, 162))),
+    ),
+    (
+        "height 20 of crop_size is too small: --netD basic needs at least 24",
+        lambda: TrainConfig(data=DataConfig(crop_size=(20, 160))),
     ),
     ("identity loss needs equal channel counts", lambda: TrainConfig(model=ModelConfig(input_nc=1))),
     (
@@ -160,6 +181,28 @@ def test_json_round_trip() -> None:
             from_dict(nonsense)
 
 
+@pytest.mark.parametrize(
+    ("crop_size", "saved", "crop"),
+    [(128, 128, (128, 128)), ((96, 160), [96, 160], (96, 160)), ([96, 160], [96, 160], (96, 160))],
+)
+def test_a_crop_has_one_side_or_two(crop_size: Any, saved: Any, crop: tuple[int, int]) -> None:
+    config = TrainConfig(data=DataConfig(crop_size=crop_size))
+    assert config.data.crop == crop
+    assert to_dict(config)["data"]["crop_size"] == saved
+    assert from_dict(to_dict(config)) == config
+
+
+def test_the_height_of_a_crop_may_exceed_load_size_where_images_are_at_least_as_high() -> None:
+    data = DataConfig(crop_size=(400, 160), preprocess="scale_width_and_crop")
+    assert TrainConfig(data=data).data.crop == (400, 160)
+
+
+def test_images_have_one_size_if_they_are_cropped_or_form_batches() -> None:
+    assert DataConfig().has_one_size
+    assert not DataConfig(preprocess="none").has_one_size
+    assert DataConfig(preprocess="none", batch_size=2).has_one_size
+
+
 MISFITS: list[tuple[str, dict[str, Any]]] = [
     ("engine must be a group of settings, got None", {"engine": None}),
     ("run must be a group of settings, got None", {"run": None}),
@@ -177,7 +220,9 @@ MISFITS: list[tuple[str, dict[str, Any]]] = [
     ("netG must have at most 256 blocks", {"model": {"netG": "resnet_999999999blocks"}}),
     ("netG must be resnet_9blocks.*, got '99999", {"model": {"netG": "9" * 5000}}),
     ("n_layers_D must be at most 12, got 99", {"model": {"netD": "n_layers", "n_layers_D": 99}}),
-    ("load_size must be at most 65536", {"data": {"crop_size": 2**20, "load_size": 2**20}}),
+    ("load_size must be at most 65536", {"data": {"load_size": 2**20}}),
+    ("crop_size must be at most 65536", {"data": {"crop_size": [8, 2**20], "load_size": 2**16}}),
+    ("crop_size must be one number, or two for .*, got a list", {"data": {"crop_size": [[1]] * 2}}),
     ("ngf must be at most 2147483647", {"model": {"ngf": 2**40}}),
     ("num_threads must be at most 4096", {"data": {"num_threads": 10**9}}),
     ("device must be auto", {"run": {"device": f"cuda:{10**30}"}}),

@@ -3,5 +3,6 @@
 Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. Code that runs a
 network on a batch does not: this package works without networks.
 
-Uses ``config``, ``kernels`` (only for the location of the cache folder), ``tensor_files`` and ``files``.
+Uses ``config``, ``settings``, ``kernels`` (only for the location of the cache folder), ``tensor_files`` and
+``files``.
 """

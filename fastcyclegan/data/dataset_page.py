@@ -11,6 +11,7 @@ import numpy as np
 
 from fastcyclegan.data.folder_report import THUMBS, FolderReport, Group, encode_jpeg, equal_files, summary
 from fastcyclegan.errors import printable
+from fastcyclegan.settings.crop_size import CropSize
 
 _STYLE = """
 body{font:14px sans-serif;margin:2em;max-width:1300px}
@@ -38,7 +39,7 @@ def _figure(image: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{_escaped(caption)}</figcaption></figure>"
 
 
-def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size: int) -> str:
+def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size: CropSize) -> str:
     """Render the report as one HTML page that needs no other file."""
     heading = _escaped(title)
     parts = [
@@ -60,7 +61,7 @@ def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size
     return "\n".join(parts) + "\n</body></html>\n"
 
 
-def _section(report: FolderReport, crop_size: int) -> Iterator[str]:
+def _section(report: FolderReport, crop_size: CropSize) -> Iterator[str]:
     """Yield the HTML of the section about one folder."""
     yield f"<h2>{_escaped(report.name)}: {_escaped(str(report.folder))}</h2><table>"
     for label, text in summary(report, crop_size).items():

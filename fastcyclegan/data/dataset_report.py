@@ -26,6 +26,7 @@ from fastcyclegan.data.folder_report import (
 )
 from fastcyclegan.data.scan import dark_images, find_folders, shared_images
 from fastcyclegan.errors import UserError
+from fastcyclegan.settings.crop_size import CropSize, checked_crop_size
 from fastcyclegan.tensor_files import fitting_name, write_atomically
 
 LISTED = 20
@@ -45,17 +46,16 @@ class ReportConfig:
     #: HTML page to write. Default: NAME_report.html in the current folder, where NAME is the name of the
     #: dataset (for a single folder, its parent's name comes first).
     output: Path | None = None
-    #: List images as small if a side is shorter than this many pixels, because training would enlarge them
-    #: or reject them.
-    crop_size: int = DataConfig.crop_size
+    #: List images as small if a side is shorter than this many pixels (or the height and the width than these
+    #: two numbers), because training would enlarge them or reject them.
+    crop_size: CropSize = DataConfig.crop_size
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
             raise UserError("give a folder, or --data_A and --data_B, but not both")
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B must be given together")
-        if self.crop_size < 1:
-            raise UserError(f"crop_size must be at least 1, got {self.crop_size}")
+        object.__setattr__(self, "crop_size", checked_crop_size(self.crop_size))  # the class is frozen
 
 
 def folders_of(config: ReportConfig) -> dict[str, Path]:
@@ -77,7 +77,7 @@ def folders_of(config: ReportConfig) -> dict[str, Path]:
     return folders
 
 
-def _log(reports: list[FolderReport], groups: list[Group], crop_size: int, console: Console) -> None:
+def _log(reports: list[FolderReport], groups: list[Group], crop_size: CropSize, console: Console) -> None:
     for report in reports:
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
         _log_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)

@@ -19,6 +19,7 @@ from fastcyclegan.data.image_file import (
     open_image,
 )
 from fastcyclegan.data.sample_plan import View
+from fastcyclegan.settings.crop_size import CropSize, sides_of
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
@@ -51,14 +52,14 @@ class ImageRequirements:
 class Fit:
     """Settings that determine how the images of one domain are resized, cropped and converted.
 
-    The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
-    ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the
-    default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
+    The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size``: the side of
+    a square, or height and width. ``channels`` is 1 or 3. Two modes are not available on the command line:
+    "keep", the default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
     load_size: int = 0
-    crop_size: int = 0
+    crop_size: CropSize = 0
     channels: int = 3
     multiple: int = 4
 
@@ -70,25 +71,26 @@ class Fit:
     def resized(self, size: Size) -> Size:
         """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
         width, height = size
-        load, crop = self.load_size, self.crop_size
+        load, (crop_height, _) = self.load_size, sides_of(self.crop_size)
         match self.preprocess:
             case "resize_and_crop" | "square":
                 return load, load
             case "crop" | "keep":
                 return size
             case "scale_width_and_crop":
-                return load, int(max(load * height / width, crop))
+                return load, int(max(load * height / width, crop_height))
             case "scale_width":
-                height = int(max(load * height / width, crop))
+                height = int(max(load * height / width, crop_height))
                 return _nearest_multiple(load, self.multiple), _nearest_multiple(height, self.multiple)
             case _:
                 return _nearest_multiple(width, self.multiple), _nearest_multiple(height, self.multiple)
 
     @property
-    def side(self) -> int | None:
-        """The side of the random crop, or None if there is no crop."""
+    def crop(self) -> Size | None:
+        """The (width, height) of the random crop, or None if there is no crop."""
         if self.preprocess.endswith("crop"):
-            return self.crop_size
+            height, width = sides_of(self.crop_size)
+            return width, height
         return None
 
     def box(self, size: Size, view: View | None) -> tuple[int, int, int, int]:
@@ -96,17 +98,22 @@ class Fit:
 
         Without a view, this is the whole image.
         """
-        width, height = size
-        if view is None or self.side is None:
-            return 0, 0, width, height
-        side = self.side
-        return int(view.x * (width - side + 1)), int(view.y * (height - side + 1)), side, side
+        if view is None or self.crop is None:
+            return 0, 0, size[0], size[1]
+        width, height = self.crop
+        left, top = int(view.x * (size[0] - width + 1)), int(view.y * (size[1] - height + 1))
+        return left, top, width, height
 
     def too_small(self, size: Size) -> str:
         """Return why an image of ``size`` is too small to crop, or "" if it is not."""
-        if self.side is not None and min(self.resized(size)) < self.side:
-            return f"{size[0]}x{size[1]} is too small for a crop of {self.side} pixels"
-        return ""
+        if self.crop is None:
+            return ""
+        width, height = self.crop
+        resized = self.resized(size)
+        if resized[0] >= width and resized[1] >= height:
+            return ""
+        crop = f"{width} pixels" if width == height else f"{width}x{height} pixels"
+        return f"{size[0]}x{size[1]} is too small for a crop of {crop}"
 
 
 def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:

@@ -24,6 +24,7 @@ from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job
 from fastcyclegan.data.scan import find_files, no_images
 from fastcyclegan.errors import UserError
+from fastcyclegan.settings.crop_size import CropSize, sides_of
 
 MEAN_SIDE, THUMB_SIDE, THUMBS = 128, 112, 36
 
@@ -73,7 +74,7 @@ def _thumb(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def examine_folder(
-    name: str, folder: Path, crop_size: int, progress: Callable[[int, int], None]
+    name: str, folder: Path, crop_size: CropSize, progress: Callable[[int, int], None]
 ) -> FolderReport:
     """Read every image in ``folder`` and report on it. Raises UserError if it contains no images."""
     found = find_files(folder)
@@ -82,7 +83,8 @@ def examine_folder(
     paths = [path.absolute() for path in found.images]
     report = FolderReport(name, folder, check_files(paths))
     report.passed_over, report.unreadable = found.counted_others(), found.unreadable
-    report.small = [file for file in report.good if min(file.width, file.height) < crop_size]
+    height, width = sides_of(crop_size)
+    report.small = [file for file in report.good if file.width < width or file.height < height]
     every = max(1, len(paths) // THUMBS)
     shown = {str(path) for path in paths[::every][:THUMBS]}
     for file in report.small[:THUMBS]:
@@ -145,7 +147,7 @@ def duplicates(reports: Sequence[FolderReport]) -> list[Group]:
     return sorted(across) + sorted(within)
 
 
-def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
+def summary(report: FolderReport, crop_size: CropSize) -> dict[str, str]:
     """Return the summary of a folder: one line of text per label."""
     good = report.good
     mebibytes = sum(file.bytes for file in report.files) / 2**20
@@ -161,7 +163,11 @@ def summary(report: FolderReport, crop_size: int) -> dict[str, str]:
         red, green, blue = report.mean.mean((0, 1))
         colour = f"red {red:.0f}, green {green:.0f}, blue {blue:.0f} (of 255)"
         lines["mean"] = f"{colour}, standard deviation {report.deviation:.0f}"
-    lines["small"] = f"{len(report.small):,} with a side below {crop_size} pixels"
+    height, width = sides_of(crop_size)
+    too_small = f"a side below {width} pixels"
+    if width != height:
+        too_small = f"a height below {height} or a width below {width} pixels"
+    lines["small"] = f"{len(report.small):,} with {too_small}"
     lines["broken"] = f"{len(report.broken):,}"
     if report.passed_over:
         lines["passed over"] = report.passed_over

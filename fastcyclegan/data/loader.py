@@ -16,7 +16,7 @@ from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import Checked
 from fastcyclegan.data.fit import Fit, load_pixels, take_view
-from fastcyclegan.data.image_file import BadImageError, Pixels
+from fastcyclegan.data.image_file import BadImageError, Pixels, Size
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
 from fastcyclegan.errors import UserError
@@ -28,19 +28,34 @@ Log = Callable[[str], None]
 class Source:
     """The image files of one domain, and how to resize, crop and convert them.
 
-    ``checked`` maps the paths of the files to the results of their checks.
+    ``checked`` maps the paths of the files to the results of their checks. ``size`` is the (width, height)
+    that all images must have when they are loaded, or None if they may differ.
     """
 
     paths: Sequence[Path]
     fit: Fit
     checked: dict[Path, Checked]
+    size: Size | None = None
+
+    def require_size(self, index: int, size: Size) -> None:
+        """Raise BadImageError if image ``index`` was loaded with another ``size`` than all images must have.
+
+        Its file then changed after it was checked.
+        """
+        if self.size is not None and size != self.size:
+            (width, height), (wanted_width, wanted_height) = size, self.size
+            now = f"--preprocess {self.fit.preprocess} makes it {width}x{height} now"
+            wanted = f"all images of a batch must be {wanted_width}x{wanted_height}"
+            raise BadImageError(self.paths[index], f"{now}, but {wanted}")
 
     def view(self, index: int, view: View) -> Pixels:
         """Read image ``index`` with Pillow, crop and flip it according to ``view``, and return a new array.
 
         Raises BadImageError if the image cannot be used.
         """
-        return take_view(load_pixels(self.paths[index], self.fit), self.fit, view).copy()
+        pixels = take_view(load_pixels(self.paths[index], self.fit), self.fit, view)
+        self.require_size(index, (pixels.shape[1], pixels.shape[0]))
+        return pixels.copy()
 
     def view_of_next_good(
         self, index: int, view: View, stopping: Stopping = never
@@ -138,9 +153,13 @@ class Loader(ABC):
                 self.log(f"skipped {error}; the next image takes its place")
 
     def _row_or_next_good(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
-        """Return ``row`` and ``index`` or, if ``row`` is an error, those of the next good image."""
-        if isinstance(row, Tensor):
-            return row, index
+        """Return ``row`` and ``index`` or, if ``row`` cannot be used, those of the next good image."""
+        try:
+            if isinstance(row, Tensor):
+                source.require_size(index, (row.shape[1], row.shape[0]))
+                return row, index
+        except BadImageError as error:
+            row = error
         self._skip_or_raise([row])
         index = (index + 1) % len(source.paths)
         pixels, index, bad = source.view_of_next_good(index, view, self.stopping)
@@ -162,20 +181,25 @@ class Loader(ABC):
     def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
         """Make a batch from images [H, W, C] of both domains and their samples.
 
-        If there are no samples for this rank, the batch is empty and has the height and width of the crop.
+        If there are no samples for this rank, the batch is empty. It still has the height and width of the
+        others, if all have the same.
         """
         rows_A, rows_B, samples = [], [], []
         for a, b, sample in rows:
             rows_A.append(a)
             rows_B.append(b)
             samples.append(sample)
-        return self._batch(_stacked(rows_A, self.a.fit), _stacked(rows_B, self.b.fit), samples)
+        return self._batch(_stacked(rows_A, self.a), _stacked(rows_B, self.b), samples)
 
 
-def _stacked(rows: list[Tensor], fit: Fit) -> Tensor:
+def _stacked(rows: list[Tensor], source: Source) -> Tensor:
     if not rows:
-        side = 8 if fit.side is None else fit.side
-        return torch.empty(0, side, side, fit.channels, dtype=torch.uint8)
+        width, height = 8, 8
+        if source.fit.crop is not None:
+            width, height = source.fit.crop
+        elif source.size is not None:
+            width, height = source.size
+        return torch.empty(0, height, width, source.fit.channels, dtype=torch.uint8)
     if len(rows) == 1:
         return rows[0][None]
     if rows[0].device.type == "cpu":

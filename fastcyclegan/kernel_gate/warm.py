@@ -56,13 +56,9 @@ def warm(
     a line about each stage, and ``progress`` is called after each kernel. Raises UserError if the networks of
     ``config`` use no kernels.
     """
-    started, model, precision, size = (
-        time.monotonic(),
-        config.model,
-        _precision(config),
-        config.data.crop_size,
-    )
-    batch = f"batch {config.data.batch_size}, {size}x{size}, {precision}"
+    started, model, precision = time.monotonic(), config.model, _precision(config)
+    height, width = config.data.crop
+    batch = f"batch {config.data.batch_size}, {width}x{height}, {precision}"
     networks = f"{model.netG} and {model.netD}, {batch}"
     needed = jobs_of(lambda: _run(config, precision), chip)
     if not needed.jobs:
@@ -114,7 +110,7 @@ def timings(choices: dict[str, int]) -> str:
 
 def _run(config: TrainConfig, precision: str) -> None:
     """Run a training iteration of ``config`` and a translation in each direction. Call this in a dry run."""
-    model, size = config.model, config.data.crop_size
+    model, size = config.model, config.data.crop
     with as_on_gpu():
         recipe, cpu = make_recipe(config), torch.device("cpu")
         nets = recipe.build_networks(model)
@@ -125,6 +121,6 @@ def _run(config: TrainConfig, precision: str) -> None:
     engine.dry_step(random_batch(size, plan, 0, sides))
     for target, channels in zip(("B", "A"), sides, strict=True):
         name = recipe.generator(target)
-        image = torch.zeros(1, channels, size, size, dtype=torch.float32)
+        image = torch.zeros(1, channels, *size, dtype=torch.float32)
         image = image.to(memory_format=torch.channels_last)
         dry_translation(engine.nets[name], image, engine.choices.dtype)

@@ -87,9 +87,12 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     adam = f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}"
     if optim.get("ema"):
         adam += f", running average of the weights {optim['ema']:g}"
+    crop = data["crop_size"]
+    if isinstance(crop, list):
+        crop = " ".join(map(str, crop))  # height and width
     return {
         "pictures": f"{source}, {data['direction']}",
-        "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {data['crop_size']}",
+        "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {crop}",
         "length": f"{length}, batch size {data['batch_size']}",
         "losses": f"{loss['gan_mode']}, {cycle}, {identity}, image pool {loss['pool_size']}",
         "Adam": adam,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastcyclegan.config import FIXED_SIZE
+from fastcyclegan.data.equal_sizes import largest_sides
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import disk_of
 from fastcyclegan.training.event_image import most_bytes, most_images
@@ -58,7 +58,7 @@ def disk_needed(run: Run) -> DiskNeed:
     options, shapes = run.config.run, _shapes(run)
     grid = (0, 0)
     if shapes is not None:
-        grid = _grid_size(run, shapes)
+        grid = _grid_size(run, _shown(run, shapes))
     copies, counted = _copies(run)
     return DiskNeed(
         state=3 * state_bytes(run, shapes),
@@ -102,10 +102,25 @@ def _shapes(run: Run) -> tuple[Shape, Shape] | None:
     if isinstance(run.loader, TensorLoader):
         shapes = [(image.shape[1], image.shape[2], image.shape[3]) for image in run.loader.first]
         return shapes[0], shapes[1]
-    if run.data.preprocess not in FIXED_SIZE:
+    size_A, size_B = run.loader.a.size, run.loader.b.size
+    if size_A is None or size_B is None:
         return None
-    model, side = run.config.model, run.data.crop_size
-    return (model.input_nc, side, side), (model.output_nc, side, side)
+    model = run.config.model
+    return (model.input_nc, size_A[1], size_A[0]), (model.output_nc, size_B[1], size_B[0])
+
+
+def _shown(run: Run, shapes: tuple[Shape, Shape]) -> tuple[Shape, Shape]:
+    """Return the shapes [C, H, W] of the largest images in sample grids.
+
+    ``shapes`` are those of the training images. Held-out ones can be larger if they are not cropped.
+    """
+    images = run.images
+    if images is None or isinstance(run.loader, TensorLoader):
+        return shapes
+    a, b = run.loader.a, run.loader.b
+    width_A, height_A = largest_sides([*a.paths, *images.test_A], images.checked, a.fit)
+    width_B, height_B = largest_sides([*b.paths, *images.test_B], images.checked, b.fit)
+    return (shapes[0][0], height_A, width_A), (shapes[1][0], height_B, width_B)
 
 
 def _grid_size(run: Run, shapes: tuple[Shape, Shape]) -> tuple[int, int]:

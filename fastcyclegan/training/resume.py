@@ -7,7 +7,7 @@ from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
 from fastcyclegan.checkpoints.weight_sets import read_sets, require_whole
-from fastcyclegan.config import FIXED_SIZE, RunConfig, TrainConfig
+from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import UserError
@@ -44,12 +44,14 @@ def _sizes(run: Run) -> dict[str, Size] | None:
     Batches and the gradient penalty need images of one size.
     """
     if not isinstance(run.loader, TensorLoader):
-        side = run.data.crop_size
-        return {"A": (side, side), "B": (side, side)} if run.data.preprocess in FIXED_SIZE else None
+        size_A, size_B = run.loader.a.size, run.loader.b.size
+        if size_A is None or size_B is None:
+            return None
+        # A generated image of one domain has the size of the image of the other that it was made from.
+        return {"A": (size_B[1], size_B[0]), "B": (size_A[1], size_A[0])}
     if run.loader.batch_size == 1 and run.config.loss.gan_mode != "wgangp":
         return None
     first_A, first_B = run.loader.first
-    # A generated image of one domain has the size of the image of the other that it was made from.
     return {"A": (first_B.shape[2], first_B.shape[3]), "B": (first_A.shape[2], first_A.shape[3])}
 
 

@@ -50,11 +50,15 @@ def _samples(run: Run) -> dict[str, str]:
 
 
 def _size(data: DataConfig) -> str:
+    height, width = data.crop
+    crop = f"{width} pixels" if width == height else f"{width}x{height} pixels"
     if data.preprocess == "resize_and_crop":
-        return f"from {data.load_size} to {data.crop_size} pixels"
+        return f"from {data.load_size} to {crop}"
     if data.preprocess == "crop":
-        return f"{data.crop_size} pixels"
-    if "width" in data.preprocess:
+        return crop
+    if data.preprocess == "scale_width_and_crop":
+        return f"from width {data.load_size} to {crop}"
+    if data.preprocess == "scale_width":
         return f"width {data.load_size}"
     return "original size"
 

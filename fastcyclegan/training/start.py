@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
+from fastcyclegan.config import DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
+from fastcyclegan.data.equal_sizes import required_size
 from fastcyclegan.data.fit import Fit, ImageRequirements
 from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
@@ -256,7 +257,7 @@ def _make_engine(
         _compiles(config, device) and compiler_works,
         config.engine,
         log=reporter.log,
-        fixed_sizes=from_files and config.data.preprocess in FIXED_SIZE,
+        fixed_sizes=from_files and config.data.has_one_size,
         progress=reporter.compiling,
     )
 
@@ -418,7 +419,8 @@ def _plan(config: TrainConfig, count_A: int, count_B: int) -> Plan:
 def _source(
     data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, images: Images
 ) -> Source:
-    return Source(paths, Fit.of(data, channels, model.size_multiple), images.checked)
+    fit = Fit.of(data, channels, model.size_multiple)
+    return Source(paths, fit, images.checked, required_size(paths, images.checked, fit, data.batch_size))
 
 
 def _protect(folder: Path, paths: Iterable[Path], what: str) -> None:

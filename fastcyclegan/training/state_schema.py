@@ -103,8 +103,14 @@ def _changed(settings: Sequence[tuple[str, str]], saved: TrainConfig, current: T
     for group, name in settings:
         before, after = was[group][name], now[group][name]
         if before != after:
-            return f"{name} was {before} and cannot change to {after} in the middle of a run"
+            was_now = f"was {_written(before)} and cannot change to {_written(after)}"
+            return f"{name} {was_now} in the middle of a run"
     return ""
+
+
+def _written(value: Any) -> str:
+    """Return the ``value`` of a setting as it is written on a command line."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def check_state(state: Any, expected: Expected, source: Path | str, if_damaged: str = "") -> None:
@@ -123,7 +129,10 @@ def check_state(state: Any, expected: Expected, source: Path | str, if_damaged: 
         _require_steps(state)
     except MisfitError as misfit:
         part = misfit.place.partition(".")[0]
-        changed = _changed(_SHAPING.get(part, ()), saved, expected.config)
+        shaping = _SHAPING.get(part, ())
+        if shaping == _OF_IMAGES and saved.data.preprocess == "scale_width":
+            shaping = (*shaping, ("data", "load_size"))
+        changed = _changed(shaping, saved, expected.config)
         raise UserError(f"{source}: {changed if changed else str(misfit) + if_damaged}") from None
 
 

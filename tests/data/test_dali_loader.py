@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastcyclegan.config import Preprocess
+from fastcyclegan.config import FIXED_SIZE, Preprocess
 from fastcyclegan.data import background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
@@ -26,6 +26,7 @@ from tests.conftest import same_batch, scene, source, unpaired
 from tests.data.dali_files import MODES, SIZES, levels, varied
 
 CPU = torch.device("cpu")
+CROP = (52, 64)  # height and width
 
 
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
@@ -50,10 +51,46 @@ def test_two_epochs_match_pillow(
     level, the cost of one rounding. No pixel differs by more than 4 levels if Pillow resizes in the same
     order of passes. The order alone changes pixels at corners between black and white by 10 levels and more.
     """
-    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels[n])) for n, side in enumerate("AB"))
-    plan = Plan(
-        3, len(a.paths), len(b.paths), 3 if mode in ("resize_and_crop", "scale_width_and_crop", "crop") else 1
+    a, b = (
+        source(varied(tmp_path / side, n), Fit(mode, 72, CROP, channels[n])) for n, side in enumerate("AB")
     )
+    assert_loaders_agree(a, b, 3 if mode in FIXED_SIZE else 1, mode == "crop", monkeypatch)
+
+
+@pytest.mark.parametrize("mode", ["scale_width", "none"])
+def test_batches_of_whole_images_match_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Preprocess
+) -> None:
+    """The images of a domain have one size, which the other domain does not share."""
+    a, b = (
+        source(equal(tmp_path / side, n, size), Fit(mode, 72, 52), batch_size=2)
+        for n, (side, size) in enumerate({"A": (97, 66), "B": (64, 131)}.items())
+    )
+    batches = assert_loaders_agree(a, b, 2, False, monkeypatch)
+    width_A, height_A = {"scale_width": (72, 52), "none": (96, 64)}[mode]
+    width_B, height_B = {"scale_width": (72, 148), "none": (64, 132)}[mode]
+    assert {batch.A.shape[1:] for batch in batches} == {(3, height_A, width_A)}
+    assert {batch.B.shape[1:] for batch in batches} == {(3, height_B, width_B)}
+    assert {len(batch.A) for batch in batches} == {1, 2}
+
+
+def equal(folder: Path, seed: int, size: tuple[int, int]) -> list[Path]:
+    """Write 7 images of ``size`` (width, height), as JPEG and PNG, in colour and gray, and as a WebP file."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for n in range(3):
+        image = scene(rng, size)
+        image.save(folder / f"{n}.jpg", quality=92)
+        image.convert("RGB" if n else "L").save(folder / f"{n}.png")
+    image.save(folder / "a.webp")
+    return sorted(folder.iterdir())
+
+
+def assert_loaders_agree(
+    a: Source, b: Source, batch_size: int, is_exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> list[Batch]:
+    """Assert that both loaders yield the same batches, within what a resize costs. Return DALI's."""
+    plan = Plan(3, len(a.paths), len(b.paths), batch_size)
     stop = 2 * plan.iterations_per_epoch
     ours, pillow = (
         list(loader.batches(0, stop))
@@ -66,11 +103,12 @@ def test_two_epochs_match_pillow(
         for one, other in zip([*x.A, *x.B], [*y.A, *y.B], strict=True):
             mean, largest = levels(one, other)
             assert mean <= 0.25
-            assert mode != "crop" or largest == 0
+            assert not is_exact or largest == 0
     monkeypatch.setattr(Image.Image, "resize", horizontally_first)
     loaders = DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU)
     for x, y in zip(*(loader.batches(0, plan.iterations_per_epoch) for loader in loaders), strict=True):
         assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
+    return ours
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,7 +172,7 @@ def test_graph_for_gpus_crops_and_flips_as_pillow_does(
 
     A crop at the wrong pixel, or a missing flip, would change the result by tens of levels.
     """
-    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64, channels)) for n, side in enumerate("AB"))
+    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, CROP, channels)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     ours, pillow = DaliLoader(a, b, plan, CPU, threads=2, whole=True), FolderLoader(a, b, plan, CPU)
     for x, y in zip(ours.batches(0, len(plan)), pillow.batches(0, len(plan)), strict=True):
@@ -210,7 +248,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
     The difference between the resizes themselves is added (the bound on the mean in the CPU test above). For
     lossless files, only the difference between the resizes counts.
     """
-    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, 64)) for n, side in enumerate("AB"))
+    a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, CROP)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
     ours, pillow = DaliLoader(a, b, plan, GPU, threads=4), FolderLoader(a, b, plan, GPU)
     for x, y in zip(ours.batches(0, 2 * len(plan)), pillow.batches(0, 2 * len(plan)), strict=True):

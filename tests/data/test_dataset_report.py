@@ -75,6 +75,17 @@ def test_names_of_folders_that_are_too_long_together(dataset: Path, monkeypatch:
     assert page.name.endswith("_report.html")
 
 
+def test_small_images_by_height_and_width(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for sides, count in (("20 24", 0), ("21 24", 5), ("20 25", 5)):
+        folder = str(dataset / "trainA")
+        page = ["--output", str(dataset.parent / "page.html")]
+        assert check_dataset([*page, "--crop_size", *sides.split(), folder]) == 0
+        height, width = sides.split()
+        line = f"{count} with a height below {height} or a width below {width} pixels"
+        assert line in capsys.readouterr().out
+        assert line in (dataset.parent / "page.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -83,6 +94,7 @@ def test_names_of_folders_that_are_too_long_together(dataset: Path, monkeypatch:
         (["--data_A", "x"], "--data_A and --data_B must be given together"),
         (["nowhere"], "nowhere: no such folder"),
         (["x", "--crop_size", "0"], "crop_size must be at least 1"),
+        (["--crop_size", "8", "-8", "x"], "crop_size must be at least 1, got -8"),
     ],
 )
 def test_usage_errors_are_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from fastcyclegan.data.image_file import (
 )
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
+from fastcyclegan.settings.crop_size import CropSize
 from tests.conftest import saved
 
 
@@ -31,12 +32,16 @@ def test_memory_that_runs_out_during_the_resize_names_the_file(
         load_pixels(path, Fit("square", 16))
 
 
-# (reason, mode, load, crop, size before, size after), according to the official code.
-SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] = [
+# (reason, mode, load, crop, size before, size after), according to the official code. Crops are a side, or
+# height and width; sizes are width and height.
+SIZES: list[tuple[str, Preprocess, int, CropSize, tuple[int, int], tuple[int, int]]] = [
     ("square, whatever the shape", "resize_and_crop", 286, 256, (600, 400), (286, 286)),
     ("unchanged", "crop", 286, 256, (601, 407), (601, 407)),
     ("height in proportion, rounded down", "scale_width_and_crop", 300, 256, (600, 601), (300, 300)),
     ("height at least the crop", "scale_width_and_crop", 300, 256, (600, 100), (300, 256)),
+    ("height at least that of the crop", "scale_width_and_crop", 300, (96, 160), (600, 100), (300, 96)),
+    ("the same without a crop", "scale_width", 300, (96, 160), (600, 100), (300, 96)),
+    ("square, whatever the shape of the crop", "resize_and_crop", 286, (96, 160), (600, 400), (286, 286)),
     ("sides rounded to 4, or the output would be larger", "scale_width", 286, 256, (572, 601), (288, 300)),
     ("half to even: 62/4 = 15.5 and 66/4 = 16.5 both to 16", "none", 286, 256, (62, 66), (64, 64)),
     ("nearest multiple, not the next", "none", 286, 256, (65, 67), (64, 68)),
@@ -48,7 +53,7 @@ SIZES: list[tuple[str, Preprocess, int, int, tuple[int, int], tuple[int, int]]] 
     ("reason", "mode", "load", "crop", "before", "after"), SIZES, ids=[row[0] for row in SIZES]
 )
 def test_sizes_by_mode(
-    reason: str, mode: Preprocess, load: int, crop: int, before: tuple[int, int], after: tuple[int, int]
+    reason: str, mode: Preprocess, load: int, crop: CropSize, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
 
@@ -67,6 +72,17 @@ def test_resizes_with_pillow_bicubic_and_crops_exactly(tmp_path: Path) -> None:
     assert np.array_equal(view, pixels[4:36, 8:40][:, ::-1])  # int(0.5 * 9) = 4, int(0.999 * 9) = 8
     assert np.array_equal(take_view(pixels, fit, View(0.0, 0.0, False)), pixels[:32, :32])
     assert np.array_equal(take_view(pixels, fit, None), pixels)
+
+
+def test_crops_to_height_and_width(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    fit = Fit("crop", 0, (32, 60))
+    view = take_view(pixels, fit, View(x=0.999, y=0.5, flip=False))
+    assert np.array_equal(view, pixels[9:41, 10:70])  # int(0.5 * 19) = 9, int(0.999 * 11) = 10
+    assert fit.crop == (60, 32)
+    assert fit.too_small((70, 50)) == fit.too_small((60, 32)) == ""
+    for size in ((70, 31), (59, 50)):
+        assert fit.too_small(size) == f"{size[0]}x{size[1]} is too small for a crop of 60x32 pixels"
 
 
 def test_every_crop_position_is_equally_likely(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ reported or skipped.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from PIL import Image
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.background import never
 from fastcyclegan.data.choose_loader import choose, make_loader
-from fastcyclegan.data.loader import Loader
+from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.loader import Loader, Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-from tests.conftest import same_batch, unpaired
+from tests.conftest import same_batch, source, unpaired, write_images
 
 CPU = torch.device("cpu")
 LOADERS = pytest.mark.parametrize(
@@ -161,6 +163,55 @@ def test_reports_that_no_image_can_be_read(tmp_path: Path, loader: str, threads:
         list(
             make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)
         )
+
+
+def whole_images(root: Path) -> tuple[Source, Source]:
+    """Write 5 images of domain A and 3 of B, which are not resized. Each domain has its own size."""
+    a, b = write_images(root / "A", 5, (24, 16), seed=1), write_images(root / "B", 3, (20, 32), seed=2)
+    return source(a, Fit("none"), batch_size=2), source(b, Fit("none"), batch_size=2)
+
+
+@LOADERS
+def test_batches_of_whole_images(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
+    a, b = whole_images(tmp_path)
+    config, plan = DataConfig(preprocess="none", cache=cache, batch_size=2), Plan(11, 5, 3, 2)
+    batches = list(make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, print).batches(0, 6))
+    assert [batch.A.shape for batch in batches[:3]] == [(2, 3, 16, 24), (2, 3, 16, 24), (1, 3, 16, 24)]
+    assert [batch.B.shape for batch in batches[:3]] == [(2, 3, 32, 20), (2, 3, 32, 20), (1, 3, 32, 20)]
+    for batch in batches:
+        for images, paths, samples in (
+            (batch.A, batch.paths_A, [s.view_A for s in batch.samples]),
+            (batch.B, batch.paths_B, [s.view_B for s in batch.samples]),
+        ):
+            for image, path, view in zip(images, paths, samples, strict=True):
+                pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+                expected = pixels.flip(2) if view.flip else pixels
+                assert torch.equal(((image + 1) * 127.5).round(), expected.float())
+    of_second = make_loader(choose(loader, CPU, threads), a, b, plan.shard(1, 2), CPU, config, print)
+    empty = next(of_second.batches(1, 2))
+    assert (empty.A.shape, empty.B.shape) == ((0, 3, 16, 24), (0, 3, 32, 20))
+
+
+@LOADERS
+def test_a_file_that_gets_another_size_is_a_bad_image(
+    tmp_path: Path, loader: str, threads: int, cache: str
+) -> None:
+    a, b = whole_images(tmp_path)
+    Image.new("RGB", (24, 32)).save(b.paths[1])
+    config, plan = DataConfig(preprocess="none", cache=cache, batch_size=2), Plan(11, 5, 3, 2)
+    with pytest.raises(
+        UserError,
+        match=r"^bad image \S*/B/001.png: --preprocess none makes it 24x32 now, but all images of a batch"
+        r" must be 20x32; pass --skip_bad_images to skip such images$",
+    ):
+        list(make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, print).batches(0, 9))
+    config, logged = replace(config, skip_bad_images=True), []
+    made = make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, logged.append)
+    assert {path for batch in made.batches(0, 9) for path in batch.paths_B} == {
+        str(b.paths[0]),
+        str(b.paths[2]),
+    }
+    assert sum("001.png: --preprocess none makes it 24x32 now" in line for line in logged) == 1
 
 
 @pytest.mark.parametrize(("loader", "threads"), [("folder", 0), ("dali", 2)])

@@ -159,6 +159,30 @@ def test_engine_reference_and_official_order_are_equal(
 
 
 @pytest.mark.parametrize(
+    ("size_B", "engines"),
+    [((96, 160), [EngineConfig(), PAIRED]), ((64, 104), [PAIRED, EngineConfig(micro_batch=1)])],
+    ids=["B is 96x160", "B is 64x104"],
+)
+def test_images_that_are_not_square_equal_the_official_order(
+    size_B: tuple[int, int], engines: list[EngineConfig]
+) -> None:
+    """A is 96x160 (height x width). The second batch is partial, and pools of one image replace it."""
+    loss, plan = LossConfig(pool_size=1), Plan(3, 3, 3, 2)
+    batches = []
+    for n in range(2):
+        one, other = (random_batch(size, plan, n, dtype=torch.float64) for size in ((96, 160), size_B))
+        batches.append(dataclasses.replace(one, B=other.B))
+    start = seeded_networks(SMALL, dtype=torch.float64)
+    official = copy_of(start)
+    expected = run_official(official, batches, loss)
+    for options in engines:
+        engine = make_engine(start, loss, options=options)
+        for ours, losses in zip(run_engine(engine, batches), expected, strict=True):
+            assert ours == pytest.approx(losses, rel=1e-9, abs=1e-12)
+        assert_same_weights(engine.nets, official, 1e-9)
+
+
+@pytest.mark.parametrize(
     ("batch", "identity", "diffaugment"),
     [(1, 0.5, None), (3, 0.0, None), (2, 0.5, "color,translation,cutout")],
 )

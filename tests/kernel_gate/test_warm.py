@@ -48,7 +48,7 @@ def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytes
     write_config(folder, TrainConfig(model=ModelConfig(netG="resnet_1blocks", impl="reference")))
     (tmp_path / "file").write_text("")
     networks = "--netG resnet_1blocks --ngf 8 --ndf 8 --netD pixel"
-    flags = f"{networks} --crop_size 32 --load_size 32 --lambda_identity 0".split()
+    flags = f"{networks} --crop_size 32 48 --load_size 48 --lambda_identity 0".split()
     chip = ["--arch", "sm_90"]
     wrong = {
         "--warm: this machine has no GPU; name the chip with --arch": ["--warm"],
@@ -78,7 +78,7 @@ def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytes
     for message, (code, _, error) in zip(wrong, refused, strict=True):
         assert code == 2, error
         assert message in error
-    summary = "resnet_1blocks and pixel, batch 1, 32x32, bf16: 3 kernels for sm_90"
+    summary = "resnet_1blocks and pixel, batch 1, 48x32, bf16: 3 kernels for sm_90"
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert re.match(
         rf"{summary}; compiling 3 that are missing from Triton's cache in [12] processes, about [34] s\n",

@@ -77,7 +77,7 @@ def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None
         "netD": "n_layers",
         "n_layers_D": 1,
         "load_size": 20,
-        "crop_size": 16,
+        "crop_size": (16, 20),
     }
     model = CycleGAN(**tiny, lambda_identity=0.25, device="cpu", loader="folder", num_threads=0)
     model.fit(dataset, max_iters=1)
@@ -91,6 +91,7 @@ def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None
         "# photos2noise",
         'G = Generator.from_pretrained("photos2noise")',
         "| pictures | photos, AtoB |",
+        "| samples | resize_and_crop, load_size 20, crop_size 16 20 |",
         "| length | 100 epochs and 100 epochs of decay, at most 1 iterations, batch size 1 |",
         "| losses | lsgan, cycle 10 and 10, identity 0.25, image pool 50 |",
         "n_blocks 1, norm instance",

@@ -8,9 +8,30 @@ from pathlib import Path
 import pytest
 
 from fastcyclegan import cli
+from fastcyclegan.cli import parse_train
 from fastcyclegan.errors import UserError
+from fastcyclegan.training.start import start
 from tests.commands import TINY, fails
-from tests.training.runs import run
+from tests.training.runs import arguments, run
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--load_size 20 --crop_size 16", "resize_and_crop, from 20 to 16 pixels"),
+        ("--load_size 28 --crop_size 16 24", "resize_and_crop, from 28 to 24x16 pixels"),
+        ("--preprocess crop --crop_size 16 20", "crop, 20x16 pixels"),
+        (
+            "--preprocess scale_width_and_crop --load_size 28 --crop_size 16 24",
+            "scale_width_and_crop, from width 28 to 24x16 pixels",
+        ),
+        ("--preprocess scale_width --load_size 28", "scale_width, width 28"),
+        ("--preprocess none", "none, original size"),
+    ],
+)
+def test_the_table_shows_the_sizes_of_images(dataset: Path, tmp_path: Path, flags: str, text: str) -> None:
+    started = start(parse_train(arguments(dataset, tmp_path, "r", *flags.split())), print)
+    assert started.table["samples"].startswith(f"{text}, batch size 1")
 
 
 def test_unsupported_engine_options_raise(dataset: Path, tmp_path: Path) -> None:
