@@ -83,6 +83,10 @@ CASES = [
     Case("--ema 0.999", optim={"ema": 0.999}),
     Case("--affine", model={"affine": True}),
     Case("--upsample resize", model={"upsample": "resize"}),
+    Case(
+        "--downsample antialias --upsample antialias",
+        model={"downsample": "antialias", "upsample": "antialias"},
+    ),
     Case("--use_dropout", model={"use_dropout": True}, random=True),
     Case("--norm batch", model={"norm": "batch"}),
     Case("--norm none", model={"norm": "none"}),

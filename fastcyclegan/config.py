@@ -219,8 +219,11 @@ class ModelConfig:
     #: Give instance norm a learned scale and shift per channel.
     affine: bool = False
     #: How a ResNet generator upsamples: by transposed convolution, or by resizing and then convolving, which
-    #: avoids checkerboard patterns.
-    upsample: Literal["transpose", "resize"] = "transpose"
+    #: avoids checkerboard patterns. antialias: by a blur and then convolving, as CUT does.
+    upsample: Literal["transpose", "resize", "antialias"] = "transpose"
+    #: How a ResNet generator downsamples: by a convolution with stride 2, or (antialias) by a convolution and
+    #: then a blur with stride 2, as CUT does.
+    downsample: Literal["stride", "antialias"] = "stride"
     #: Use dropout with probability 0.5 in the generators.
     use_dropout: bool = False
     #: Official flag for networks without dropout, which is the default here as well.
@@ -252,10 +255,10 @@ class ModelConfig:
             raise UserError(f"netG must have at most {_MOST_BLOCKS} blocks, got {self.netG}")
         if self.affine and self.norm != "instance":
             raise UserError(f"--affine needs --norm instance, got --norm {self.norm}")
-        if self.netG.startswith("unet") and self.upsample != "transpose":
-            raise UserError(
-                f"--upsample {self.upsample} only works with ResNet generators, not with {self.netG}"
-            )
+        for name, usual in (("upsample", "transpose"), ("downsample", "stride")):
+            value = getattr(self, name)
+            if self.netG.startswith("unet") and value != usual:
+                raise UserError(f"--{name} {value} only works with ResNet generators, not with {self.netG}")
         for name in ("input_nc", "output_nc"):
             if getattr(self, name) not in (1, 3):
                 raise UserError(f"{name} must be 3 (colour) or 1 (gray), got {getattr(self, name)}")

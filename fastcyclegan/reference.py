@@ -25,7 +25,8 @@ from torch import Tensor, nn
 NORMS = ("instance", "batch", "none")
 GAN_MODES = ("lsgan", "vanilla", "wgangp")
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
-UPSAMPLES = ("transpose", "resize")
+DOWNSAMPLES = ("stride", "antialias")
+UPSAMPLES = ("transpose", "resize", "antialias")
 PADDING_TYPES = ("reflect", "replicate", "zero")
 AUGMENTATIONS = ("color", "translation", "cutout")
 Norm = str | Callable[[int], nn.Module]
@@ -105,6 +106,54 @@ class ResizeConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias)
 
 
+def _binomial_filter(coefficients: Sequence[float], channels: int) -> Tensor:
+    """Return a blur with the sum 1 as the weight [channels, 1, k, k] of a depthwise convolution."""
+    row = torch.tensor(coefficients)
+    return (torch.outer(row, row) / sum(coefficients) ** 2).repeat(channels, 1, 1, 1)
+
+
+class AntialiasedDownsample(nn.Module):
+    """Downsampling by 2: a reflection-padded binomial 3x3 blur of each channel with stride 2.
+
+    Source: Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, as in the generator of
+    Park et al., "Contrastive Learning for Unpaired Image-to-Image Translation", ECCV 2020. The filter is the
+    buffer ``filt`` [C, 1, 3, 3]. Input [N, C, H, W], output [N, C, H/2, W/2].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.filt = nn.Buffer(_binomial_filter((1.0, 2.0, 1.0), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, self.filt, stride=2, groups=self.channels)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+class AntialiasedUpsample(nn.Module):
+    """Upsampling by 2: a replication-padded transposed binomial 4x4 blur of each channel with stride 2.
+
+    Sources as for ``AntialiasedDownsample``. The filter, with the sum 4, is the buffer ``filt`` [C, 1, 4, 4].
+    Input [N, C, H, W], output [N, C, 2H, 2W].
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.filt = nn.Buffer(4.0 * _binomial_filter((1.0, 3.0, 3.0, 1.0), channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        # CUT pads by 2 and then cuts one more pixel from each side.
+        return F.conv_transpose2d(x, self.filt, stride=2, padding=3, groups=self.channels)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
 class ResidualBlock(nn.Module):
     """A residual block, x + block(x), with padded 3x3 convolutions and no activation after the sum.
 
@@ -136,13 +185,25 @@ class ResidualBlock(nn.Module):
         return x + self.conv_block(x)
 
 
+def _upsampling(channels: int, upsample: str, bias: bool) -> list[nn.Module]:
+    """Return the layers that double the size and halve the ``channels``. The last one is a convolution."""
+    half = channels // 2
+    if upsample == "resize":
+        return [ResizeConv2d(channels, half, bias=bias)]
+    if upsample == "antialias":
+        return [AntialiasedUpsample(channels), nn.Conv2d(channels, half, 3, padding=1, bias=bias)]
+    return [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1, bias=bias)]
+
+
 class Generator(nn.Module):
     """The ResNet generator of CycleGAN, by default ``resnet_9blocks``.
 
     The input is [N, input_nc, H, W], where H and W must be multiples of 4 and at least 8. The output is
     [N, output_nc, H, W] in [-1, 1]. ``padding_type`` applies to the residual blocks. The state_dict keys are
-    those of the official ``ResnetGenerator``. Raises ValueError for an unknown ``norm``, ``upsample`` or
-    ``padding_type``, and for counts below 1 (``n_blocks`` may be 0).
+    those of the official ``ResnetGenerator``. With ``downsample`` and ``upsample`` "antialias", the layers
+    and keys are those of the generator of CUT, which blurs where it changes the size. Raises ValueError for
+    an unknown ``norm``, ``upsample``, ``downsample`` or ``padding_type``, and for counts below 1
+    (``n_blocks`` may be 0).
     """
 
     size_multiple = 4
@@ -161,9 +222,11 @@ class Generator(nn.Module):
         use_dropout: bool = False,
         upsample: str = "transpose",
         padding_type: str = "reflect",
+        downsample: str = "stride",
     ) -> None:
         super().__init__()
         _check_choice("upsample", upsample, UPSAMPLES)
+        _check_choice("downsample", downsample, DOWNSAMPLES)
         if min(input_nc, output_nc, ngf) < 1 or n_blocks < 0:
             raise ValueError(
                 f"Generator: input_nc={input_nc}, output_nc={output_nc}, ngf={ngf}, n_blocks={n_blocks} must"
@@ -174,20 +237,17 @@ class Generator(nn.Module):
         def normed(conv: nn.Module, channels: int) -> list[nn.Module]:
             return [conv, norm_layer(norm, channels, affine), nn.ReLU()]
 
-        def up(channels: int) -> nn.Module:
-            if upsample == "resize":
-                return ResizeConv2d(channels, channels // 2, bias=use_bias)
-            return nn.ConvTranspose2d(
-                channels, channels // 2, 3, stride=2, padding=1, output_padding=1, bias=use_bias
-            )
-
         layers = [nn.ReflectionPad2d(3), *normed(nn.Conv2d(input_nc, ngf, 7, bias=use_bias), ngf)]
         for width in (2 * ngf, 4 * ngf):
-            layers += normed(nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=use_bias), width)
+            stride = 2 if downsample == "stride" else 1
+            layers += normed(nn.Conv2d(width // 2, width, 3, stride, padding=1, bias=use_bias), width)
+            if downsample == "antialias":
+                layers.append(AntialiasedDownsample(width))
         for _ in range(n_blocks):
             layers.append(self.residual_block(4 * ngf, norm, affine, use_dropout, padding_type))
         for width in (4 * ngf, 2 * ngf):
-            layers += normed(up(width), width // 2)
+            *before, conv = _upsampling(width, upsample, use_bias)
+            layers += [*before, *normed(conv, width // 2)]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(ngf, output_nc, 7), self.tanh()]
         self.model = self.sequential(*layers)
 

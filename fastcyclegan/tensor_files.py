@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pickle
 import re
 import socket
 import time
@@ -26,12 +27,15 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.harmless import NAMES, READING, RefusedError, harmless_objects
 from fastcyclegan.files.json_file import parse_json
 from fastcyclegan.files.zip_layout import check_layout
 
 _ZIP = b"PK\x03\x04"
 # Maximum number of parts of an archive. The training state of a run has fewer than 2,000.
 _MAX_PARTS = 20_000
+_UNKNOWN = re.compile(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})")
+"""The name of an object that torch.load does not know, in its error."""
 _DAMAGED = "it is damaged, or not a PyTorch file"
 
 
@@ -57,14 +61,11 @@ def load_tensors(path: Path) -> Any:
             _refuse_bombs(path)
             _refuse_ambiguous(path)
             check_sums(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged bytes that look like a version
-            if not _is_utf8(path):
-                with path.open("rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=True)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return _load_pickled(path, is_zip)
     except UserError:
         raise
+    except RefusedError as error:
+        raise UserError(f"{path}: cannot be loaded: {_contains(str(error))}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except PermissionError as error:
@@ -73,6 +74,31 @@ def load_tensors(path: Path) -> Any:
     # EOFError, OSError and more.
     except Exception as error:
         raise UserError(f"{path}: cannot be loaded: {_reason(str(error))}") from None
+
+
+def _load_pickled(path: Path, is_zip: bool) -> Any:
+    """Load a file of torch's, and the harmless objects in it only if it has some.
+
+    They need a list that torch keeps for the whole process, so it is left alone for all other files.
+    """
+    with READING:
+        try:
+            return _load_by_torch(path, is_zip)
+        except pickle.UnpicklingError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or unknown[1] not in NAMES:
+                raise
+        with harmless_objects():
+            return _load_by_torch(path, is_zip)
+
+
+def _load_by_torch(path: Path, is_zip: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged bytes that look like a version
+        if not _is_utf8(path):
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -91,11 +117,16 @@ def _reason(message: str) -> str:
     if "GLOBAL" not in message and "Unsupported class" not in message:
         return _DAMAGED
     # Show the name only if it is a valid one: a damaged file can have arbitrary bytes there.
-    match = re.search(r"(?:GLOBAL|Unsupported class) ([A-Za-z_][\w.]{0,80})", message)
+    match = _UNKNOWN.search(message)
     objects = "objects other than tensors"
     if match:
         objects += f" ({match[1]})"
-    return f"it contains {objects}, which could run code; save only the state_dict()"
+    return _contains(f"{objects}, which could run code")
+
+
+def _contains(objects: str) -> str:
+    """Return why a file with ``objects`` beside its weights is refused, and what to do."""
+    return f"it contains {objects}; save only the state_dict()"
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:

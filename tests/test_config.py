@@ -49,6 +49,10 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("contradict", lambda: ModelConfig(use_dropout=True, no_dropout=True)),
     ("input_nc must be 3", lambda: ModelConfig(input_nc=4)),
     ("only works with ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
+    (
+        "--downsample antialias only works with ResNet generators",
+        lambda: ModelConfig(netG="unet_128", downsample="antialias"),
+    ),
     ("lr_policy must be one of", lambda: OptimConfig(lr_policy="exponential")),
     (r"beta1 must be in \[0, 1\)", lambda: OptimConfig(beta1=1.0)),
     ("lr must be finite, got nan", lambda: OptimConfig(lr=float("nan"))),
@@ -155,6 +159,7 @@ def test_choices_match_the_reference() -> None:
     assert get_args(hints["norm"]) == ref.NORMS
     assert get_args(hints["init_type"]) == ref.INIT_TYPES
     assert get_args(hints["upsample"]) == ref.UPSAMPLES
+    assert get_args(hints["downsample"]) == ref.DOWNSAMPLES
     assert get_args(get_type_hints(LossConfig)["gan_mode"]) == ref.GAN_MODES
     assert AUGMENTATIONS == ref.AUGMENTATIONS
 
@@ -173,6 +178,7 @@ def test_json_round_trip() -> None:
     assert from_dict(to_dict(config)) == config
     older = to_dict(config)
     del older["data"]["cache"], older["run"]["keep_samples"], older["run"]["keep_epochs"]
+    del older["model"]["downsample"]
     assert from_dict(older) == config
     for nonsense in ({}, [], {"data": 3}):
         with pytest.raises(

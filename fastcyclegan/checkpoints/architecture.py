@@ -79,6 +79,10 @@ class Architecture:
                 details.append("dropout")
             if a["upsample"] == "resize":
                 details.append("resize-convolution")
+            if a["downsample"] == "antialias":
+                details.append("antialiased downsampling")
+            if a["upsample"] == "antialias":
+                details.append("antialiased upsampling")
             if a["padding_type"] == "zero":
                 details.append("zero-padded blocks")
         return f"{role} {self.name} ({', '.join(details)})"
@@ -106,7 +110,7 @@ class Architecture:
             return common
         if a["padding_type"] != "reflect":
             raise ValueError(f"{self}: only reflection-padded blocks can be trained with fastcyclegan")
-        return {**common, "use_dropout": a["use_dropout"], "upsample": a["upsample"]}
+        return {**common, **{name: a[name] for name in ("use_dropout", "upsample", "downsample")}}
 
 
 def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> Architecture | None:
@@ -117,6 +121,9 @@ def of_arguments(kind: str, arguments: Mapping[str, Any], weights: Weights) -> A
     known = {Generator.__name__: Generator, UnetGenerator.__name__: UnetGenerator}
     if not isinstance(kind, str) or kind not in known:
         return None
+    if known[kind] is Generator:
+        # Files from before there was a choice do not record it.
+        arguments = {"downsample": "stride", **arguments}
     # Keys and shapes do not determine these two reliably.
     free = {"use_dropout": flag, "padding_type": text()}
     found = recognise(weights).arguments.items()
@@ -261,12 +268,15 @@ def _resnet(weights: Weights) -> _Proposal | None:
         return None
     if not blocks and _dims(weights, "model.4.weight") != 4:
         return None
-    up, last = f"model.{10 + len(blocks)}.weight", f"model.{17 + len(blocks)}.weight"
+    # A blur is a layer after each downsampling convolution, or before each upsampling one.
+    downsample = "antialias" if "model.7.filt" in weights else "stride"
+    up = len(blocks) + (12 if downsample == "antialias" else 10)
+    upsample = _upsample(weights, f"model.{up}")
+    last = f"model.{up + (9 if upsample == 'antialias' else 7)}.weight"
     ngf, input_nc = weights["model.1.weight"].shape[:2]
     output_nc = input_nc
     if _dims(weights, last) == 4:
         output_nc = weights[last].shape[0]
-    resized = _dims(weights, up) == 4 and weights[up].shape[0] < weights[up].shape[1]
     return Generator, {
         "input_nc": input_nc,
         "output_nc": output_nc,
@@ -274,9 +284,19 @@ def _resnet(weights: Weights) -> _Proposal | None:
         "n_blocks": len(blocks),
         **_norm(weights, "model.1", "model.2"),
         "use_dropout": convs in ({1, 6}, {0, 4}),
-        "upsample": "resize" if resized else "transpose",
+        "upsample": upsample,
+        "downsample": downsample,
         "padding_type": "zero" if 0 in convs else "reflect",
     }
+
+
+def _upsample(weights: Weights, layer: str) -> str:
+    """Return the kind of upsampling that starts with ``layer``."""
+    if f"{layer}.filt" in weights:
+        return "antialias"
+    weight = f"{layer}.weight"
+    is_resized = _dims(weights, weight) == 4 and weights[weight].shape[0] < weights[weight].shape[1]
+    return "resize" if is_resized else "transpose"
 
 
 def _unet(weights: Weights) -> _Proposal | None:

@@ -14,8 +14,9 @@ import tyro
 from torch import Tensor
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
-from fastcyclegan.checkpoints.find_networks import Network, find_networks
+from fastcyclegan.checkpoints.find_networks import Network, entries_of, find_networks
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.harmless import Fields
 from fastcyclegan.tensor_files import load_tensors, shortened
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -62,7 +63,7 @@ def _describe_file(file: Path) -> Iterator[str]:
     if len(networks) > MAX_SHOWN:
         yield f"  and {len(networks) - MAX_SHOWN} more networks"
     others = []
-    for key, value in contents.items():
+    for key, value in entries_of(contents):
         if not _belongs_to_network(str(key), value, networks):
             others.append(f"{shortened(str(key))} ({_kind(value)})")
     if others:
@@ -96,6 +97,6 @@ def _belongs_to_network(key: str, value: Any, networks: list[Network]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple)):
+    if isinstance(value, (Mapping, list, tuple, Fields)):
         return f"entries: {len(value)}"
     return f"{type(value).__name__} {str(value)[:40]}"

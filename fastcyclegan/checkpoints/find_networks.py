@@ -1,16 +1,16 @@
 """Find the networks in the contents of a file, whichever of the usual naming schemes its keys follow.
 
-Files in the wild nest weights under other keys, prefix their keys (``module.``, ``_orig_mod.``, the name of
-an attribute), call residual blocks ``block``, or contain running statistics that instance norm kept before
-PyTorch 0.4. These differences are removed first, with a note on each. ``architecture.py`` then recognises the
-network.
+Files in the wild nest weights under other keys or in lists, prefix their keys (``module.``, ``_orig_mod.``,
+the name of an attribute), call residual blocks ``block``, or contain running statistics that instance norm
+kept before PyTorch 0.4. These differences are removed first, with a note on each. ``architecture.py`` then
+recognises the network.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,8 @@ _MAX_TENSORS, _DEEPEST = 20_000, 8
 class Network:
     """One network in a file.
 
-    ``place`` is the dotted path of keys that leads to the network ("" if the whole file is the network).
-    ``weights`` maps the official keys to the tensors.
+    ``place`` is the dotted path of keys that leads to the network ("" if the whole file is the network). The
+    key of an entry of a list or a tuple is its number. ``weights`` maps the official keys to the tensors.
     """
 
     place: str
@@ -47,14 +47,15 @@ class Network:
 
 
 def find_networks(contents: Any) -> list[Network]:
-    """Return the networks in ``contents``, which is a state_dict or a mapping with nested state_dicts.
+    """Return the networks in ``contents``: a state_dict, or state_dicts in mappings, lists and tuples.
 
     Raises UnknownArchitectureError if there are no networks; the message names the closest known network and
     the differences.
     """
     networks: list[Network] = []
     problems: list[str] = []
-    for place, tensors in state_dicts(contents):
+    # A list, so that too many tensors are noticed before any network is built.
+    for place, tensors in list(state_dicts(contents)):
         for candidate in _candidates(place, tensors):
             try:
                 networks.append(_network(candidate))
@@ -73,7 +74,7 @@ def _no_network(contents: Any) -> UnknownArchitectureError:
         keys += tensors
     if keys:
         return no_close_match(keys)
-    if isinstance(contents, Mapping) and not contents:
+    if isinstance(contents, (Mapping, list, tuple)) and not contents:
         return UnknownArchitectureError("not a state_dict: it is empty")
     return UnknownArchitectureError(
         f"not a state_dict: it is a {type(contents).__name__} without named tensors"
@@ -83,24 +84,66 @@ def _no_network(contents: Any) -> UnknownArchitectureError:
 # --- Groups of tensors --------------------------------------------------------------------------------------
 
 
-def state_dicts(
-    contents: Any, place: str = "", parents: tuple[int, ...] = ()
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each group of tensors in nested mappings, preceded by its path of keys.
+def entries_of(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the keys and values in a mapping, a list or a tuple, where keys are numbers; () for all else."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    return ()
 
-    ``parents`` are the ids of the enclosing mappings. Raises UnknownArchitectureError for a group that is too
-    large to be a network.
+
+def state_dicts(contents: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each mapping with tensors in nested mappings, lists and tuples, preceded by its path of keys.
+
+    Raises UnknownArchitectureError if they have too many tensors, all together, to be networks.
     """
-    if not isinstance(contents, Mapping) or id(contents) in parents or len(parents) > _DEEPEST:
-        return
-    tensors = {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}
-    if len(tensors) > _MAX_TENSORS:
-        message = f"{len(tensors):,} tensors, more than any known network has"
-        raise UnknownArchitectureError(_at(place, message))
-    if tensors:
+    count = 0
+    for place, mapping in _mappings(contents, "", (), {}):
+        tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
+        count += len(tensors)
+        if count > _MAX_TENSORS:
+            message = f"{count:,} tensors, more than any known network has"
+            raise UnknownArchitectureError(_at(place, message))
         yield place, tensors
-    for key, value in contents.items():
-        yield from state_dicts(value, _join(place, str(key)), (*parents, id(contents)))
+
+
+_Inner = list[tuple[str, Any]]
+
+
+def _mappings(
+    value: Any, place: str, parents: tuple[int, ...], known: dict[tuple[int, int], tuple[bool, _Inner]]
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yield the mappings in ``value`` that have tensors, preceded by their paths of keys.
+
+    ``parents`` are the ids of what encloses it. See ``_inner`` for ``known``.
+    """
+    has_tensors, inner = _inner(value, len(parents), known)
+    if has_tensors:
+        yield place, value
+    for key, item in inner:
+        if id(item) not in (*parents, id(value)):
+            yield from _mappings(item, _join(place, key), (*parents, id(value)), known)
+
+
+def _inner(value: Any, depth: int, known: dict[tuple[int, int], tuple[bool, _Inner]]) -> tuple[bool, _Inner]:
+    """Return whether ``value`` is a mapping with tensors, and what in it leads to such mappings.
+
+    ``known`` keeps the results, because a small file can contain one object at very many places.
+    """
+    if not isinstance(value, (Mapping, list, tuple)) or depth > _DEEPEST:
+        return False, []
+    if (id(value), depth) not in known:
+        has_tensors, inner = False, []
+        for key, item in entries_of(value):
+            if isinstance(item, Tensor):
+                has_tensors = isinstance(value, Mapping)
+                continue
+            leads_to_tensors = any(_inner(item, depth + 1, known))
+            if leads_to_tensors:
+                inner.append((str(key), item))
+        known[id(value), depth] = has_tensors, inner
+    return known[id(value), depth]
 
 
 def _join(place: str, key: str) -> str:

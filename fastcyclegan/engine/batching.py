@@ -27,6 +27,7 @@ from fastcyclegan.nn.networks import OURS, PixelDiscriminator, UnetGenerator, co
 _NORMS = (nn.InstanceNorm2d, reference.InstanceNorm2d)
 _LAYERS: tuple[type[nn.Module], ...] = (
     *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+    *(reference.AntialiasedDownsample, reference.AntialiasedUpsample),
     *(*_NORMS, nn.ReLU, nn.LeakyReLU, nn.Tanh, FloatTanh, nn.Dropout, nn.Identity),
 )
 _BLOCKS: tuple[type[nn.Module], ...] = (
@@ -97,8 +98,9 @@ def _settings(module: nn.Module) -> list[Any]:
 
 
 def _weight_layout(net: nn.Module) -> list[Any]:
-    """Return the properties of each parameter that must be equal in networks that run as one."""
-    return [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in net.parameters()]
+    """Return the properties of each weight that must be equal in networks that run as one."""
+    weights = (*net.parameters(), *net.buffers())
+    return [(p.shape, p.dtype, p.device, p.stride(), p.requires_grad) for p in weights]
 
 
 def why_not_together(nets: Mapping[str, nn.Module]) -> str:

@@ -68,6 +68,8 @@ def _temporary_bytes(module: nn.Module, x: Tensor) -> int:
     """
     if isinstance(module, reference.ResizeConv2d):
         return 8 * x.nbytes  # the padded input at twice the size, and its copy
+    if isinstance(module, (reference.AntialiasedDownsample, reference.AntialiasedUpsample)):
+        return x.nbytes  # the padded input
     layout = torch.channels_last
     if isinstance(module, nn.InstanceNorm2d):
         layout = torch.contiguous_format

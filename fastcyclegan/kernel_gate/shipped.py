@@ -37,6 +37,7 @@ SMALL = ModelConfig(netG="resnet_1blocks")
 OTHERS = (
     dataclasses.replace(SMALL, netG="unet_256", netD="pixel"),
     dataclasses.replace(SMALL, upsample="resize"),
+    dataclasses.replace(SMALL, downsample="antialias", upsample="antialias"),
     dataclasses.replace(SMALL, affine=True),
     dataclasses.replace(SMALL, input_nc=1, output_nc=1),
 )

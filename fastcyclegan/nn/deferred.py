@@ -144,8 +144,9 @@ class Deferred:
     def call_layers(self, layers: Layers) -> None:
         """Apply all pending operations, then replace x with the output of ``layers``, called as modules."""
         x = self.flush()
-        has_parameters = next(layers[0].parameters(), None) is not None
-        if len(layers) > 1 and has_parameters:
+        # A buffer, such as a filter, can differ between the networks as a weight does.
+        has_weights = any(True for _ in (*layers[0].parameters(), *layers[0].buffers()))
+        if len(layers) > 1 and has_weights:
             self.x = torch.cat([layer(part) for part, layer in each_weight(x, layers)])
         else:
             self.x = layers[0](x)

@@ -95,10 +95,11 @@ class Generator(reference.Generator, Pretrained, Fast):
     are kept for the backward, which computes their normalised inputs again. This takes half the memory, but
     each normalised input is written once more. With ``recompute=False``, both are kept, except that the
     Triton kernels always recompute those of residual blocks. ``norm`` is "instance", "batch", "none", or a
-    callable that builds a norm for a number of channels, such as nn.BatchNorm2d.
+    callable that builds a norm for a number of channels, such as nn.BatchNorm2d. ``downsample`` and
+    ``upsample`` "antialias" are those of CUT, whose keys the network then has.
 
-    Raises ValueError for an unknown norm, upsample, padding_type or impl, and when called with impl="triton"
-    or "cpp" on a device that these kernels do not support.
+    Raises ValueError for an unknown norm, upsample, downsample, padding_type or impl, and when called with
+    impl="triton" or "cpp" on a device that these kernels do not support.
     """
 
     keeps_arguments = True
@@ -119,9 +120,11 @@ class Generator(reference.Generator, Pretrained, Fast):
         impl: str = "auto",
         recompute: bool = True,
         padding_type: str = "reflect",
+        downsample: str = "stride",
     ) -> None:
         safe_norm = _in_any_layout(norm, affine)
         options = {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
+        options |= {"downsample": downsample}
         super().__init__(input_nc, output_nc, ngf, n_blocks, safe_norm, affine, **options)  # type: ignore[arg-type]
         _set_up(self, impl, recompute)
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks}
@@ -239,7 +242,8 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
         num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
         return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
-    return Generator(input_nc, output_nc, n_blocks=n_blocks, upsample=config.upsample, **common)
+    common |= {"upsample": config.upsample, "downsample": config.downsample}
+    return Generator(input_nc, output_nc, n_blocks=n_blocks, **common)
 
 
 def build_discriminator(config: ModelConfig, input_nc: int) -> nn.Module:

@@ -51,7 +51,9 @@ FIXED = (
 # Settings that determine the shapes of a part of a state. They can only change if those stay the same.
 _OF_NETWORKS = tuple(
     ("model", name)
-    for name in "netG netD n_layers_D ngf ndf norm affine upsample use_dropout input_nc output_nc".split()
+    for name in (
+        "netG netD n_layers_D ngf ndf norm affine upsample downsample use_dropout input_nc output_nc".split()
+    )
 )
 _OF_IMAGES = (("data", "crop_size"), ("data", "preprocess"))
 _SHAPING = {"nets": _OF_NETWORKS, "ema": _OF_NETWORKS, "optimizers": _OF_NETWORKS, "recipe": _OF_IMAGES}

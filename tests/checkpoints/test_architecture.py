@@ -19,20 +19,25 @@ from fastcyclegan.nn.networks import (
 )
 
 RESNETS = [
-    (9, "instance", False, False, "transpose", "reflect"),  # the official default
-    (0, "instance", False, False, "resize", "reflect"),  # no blocks, only the layers around them
-    (2, "instance", True, True, "resize", "reflect"),  # as in vintagify; dropout shifts the keys
-    (1, "batch", False, True, "transpose", "zero"),  # zero padding and dropout shift the keys in a fourth way
-    (3, "none", False, False, "resize", "reflect"),
-    (6, "instance", False, False, "transpose", "zero"),
+    (9, "instance", False, False, "transpose", "reflect", "stride"),  # the official default
+    (0, "instance", False, False, "resize", "reflect", "stride"),  # no blocks, only the layers around them
+    (2, "instance", True, True, "resize", "reflect", "stride"),  # as in vintagify; dropout shifts the keys
+    # zero padding and dropout shift the keys in a fourth way
+    (1, "batch", False, True, "transpose", "zero", "stride"),
+    (3, "none", False, False, "resize", "reflect", "stride"),
+    (6, "instance", False, False, "transpose", "zero", "stride"),
+    (9, "instance", False, False, "antialias", "reflect", "antialias"),  # the default of CUT
+    (4, "batch", False, True, "transpose", "reflect", "antialias"),  # CUT with --no_antialias_up
+    (6, "none", False, False, "antialias", "reflect", "stride"),  # CUT with --no_antialias
+    (0, "instance", True, False, "resize", "reflect", "antialias"),  # which no other project has
 ]
 NETWORKS: list[tuple[type[nn.Module], dict[str, Any]]] = [
     (
         Generator,
         {"input_nc": 1, "output_nc": 3, "ngf": 4, "n_blocks": n, "norm": norm, "affine": affine}
-        | {"use_dropout": drop, "upsample": up, "padding_type": pad},
+        | {"use_dropout": drop, "upsample": up, "padding_type": pad, "downsample": down},
     )
-    for n, norm, affine, drop, up, pad in RESNETS
+    for n, norm, affine, drop, up, pad, down in RESNETS
 ]
 NETWORKS += [
     (UnetGenerator, {"input_nc": 3, "output_nc": 1, "num_downs": n, "ngf": 2, "norm": norm, "affine": affine})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -44,6 +46,20 @@ def test_inspect_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         == f"error: {tmp_path / 'b.pth'}: cannot be loaded: it is damaged, or not a PyTorch file\n"
     )
     assert cli.inspect_checkpoint([str(tmp_path / "none")]) == 2
+
+
+def test_inspect_objects_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Generator(ngf=2, n_blocks=1).state_dict()
+    options = argparse.Namespace(lr=0.1, out=Path("runs"))
+    contents = {"models": [weights, weights], "epoch": np.int64(5), "args": options, "type": np.dtype("f4")}
+    torch.save(contents, tmp_path / "a.pth")
+    torch.save((weights, 7), tmp_path / "b.pth")
+    assert cli.inspect_checkpoint([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:3]] == ["  models.0", "  models.1"]
+    assert lines[3] == "  other contents: epoch (int 5), args (entries: 2), type (DType f4)"
+    assert lines[5].startswith("  0: generator resnet_1blocks")
+    assert lines[6] == "  other contents: 1 (int 7)"
 
 
 def contents(case: str) -> dict[str, object]:

@@ -44,6 +44,8 @@ def renamed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
             ["state_dict.G_AB", "state_dict.G_BA"],
         ),
         (lambda w: {**w, **renamed(w, "ema.")}, ["", "ema"]),
+        (lambda w: {"models": [w, renamed(w, "module.")], "losses": [1.0]}, ["models.0", "models.1"]),
+        (lambda w: (w, {"G": (3, [w])}, [torch.ones(1)]), ["0", "1.G.1.0"]),
         (lambda w: {key.replace("conv_block", "block"): value for key, value in w.items()}, [""]),
     ],
 )
@@ -112,7 +114,9 @@ def without(key: str) -> dict[str, Tensor]:
     ("contents", "message"),
     [
         ({}, "not a state_dict: it is empty"),
+        ((), "not a state_dict: it is empty"),
         ([torch.ones(1)], "not a state_dict: it is a list without named tensors"),
+        ([[{"fc.weight": torch.ones(2, 2)}]], "no known one is close: its keys are fc.weight"),
         ({"epoch": 3}, "not a state_dict: it is a dict without named tensors"),
         ({"fc.weight": torch.ones(2, 2)}, "no known one is close: its keys are fc.weight"),
         (
@@ -154,14 +158,19 @@ def test_rejects_unknown_contents(contents: Any, message: str) -> None:
         find_networks(contents)
 
 
-def test_handles_recursive_and_deeply_nested_mappings() -> None:
+def test_handles_recursive_deeply_nested_and_repeated_contents() -> None:
     recursive: dict[str, Any] = {}
-    recursive |= {str(i): recursive for i in range(50)}
+    recursive |= {str(i): [recursive] * 9 for i in range(50)}
     deep: dict[str, Any] = {}
     for _ in range(100_000):
         deep = {"in": deep}
     for contents in (recursive, deep):
         with pytest.raises(UnknownArchitectureError, match="without named tensors"):
             find_networks(contents)
+    one: Any = generator()
+    for _ in range(6):  # 10 ** 6 places, all with the same network
+        one = [one] * 10
+    with pytest.raises(UnknownArchitectureError, match="tensors, more than any known network has"):
+        find_networks({"models": one})
     while deep:  # free it level by level, because Python would do so recursively
         deep = deep["in"]

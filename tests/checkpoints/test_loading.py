@@ -108,6 +108,10 @@ def test_a_file_with_several_generators_needs_a_key(tmp_path: Path) -> None:
     assert load_generator(tmp_path / "state.pt", key="nets.G_BA").model[1].out_channels == 4
     with pytest.raises(UserError, match=r"no generator at 'G_A'; available: nets.G_AB, nets.G_BA"):
         load_generator(tmp_path / "state.pt", key="G_A")
+    torch.save({"models": [one, other]}, tmp_path / "list.pt")
+    with pytest.raises(UserError, match=r"list.pt: contains 2 generators; set key to one of models.0, mod"):
+        load_generator(tmp_path / "list.pt")
+    assert load_generator(tmp_path / "list.pt", key="models.1").model[1].out_channels == 4
 
 
 def test_loads_official_weights_of_a_single_direction(tmp_path: Path) -> None:

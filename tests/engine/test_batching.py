@@ -58,6 +58,12 @@ NETWORKS: list[tuple[str, Callable[..., nn.Module], dict[str, Any], int]] = [
         {"ngf": 2, "n_blocks": 1, "upsample": "resize", "norm": "none"},
         8,
     ),
+    (
+        "antialiased: filters without gradients",
+        Generator,
+        {"ngf": 2, "n_blocks": 1, "downsample": "antialias", "upsample": "antialias"},
+        16,
+    ),
     ("PatchGAN: strides, 4x4 kernels, one output channel", Discriminator, {"ndf": 2, "n_layers": 2}, 16),
     ("PatchGAN with 1x1 patches", PixelDiscriminator, {"ndf": 2}, 6),
     ("U-Net: nested chains and skips", UnetGenerator, {"ngf": 2, "num_downs": 5}, 64),
@@ -69,6 +75,8 @@ def test_batching_and_pairing_equal_separate_calls_in_float64(
     why: str, build: Callable[..., nn.Module], arguments: dict[str, Any], side: int
 ) -> None:
     nets, xs, logged = two(build, **arguments), images(side, 2), []
+    for buffer in nets["other"].buffers():  # a file can have other filters
+        nn.init.uniform_(buffer)
     separate = results(NetworkCalls(nets), xs)
     for options in ({"batching": True}, {"pairing": True, "batching": True}, {"pairing": True}):
         together = results(NetworkCalls(nets, log=logged.append, **options), xs)

@@ -29,11 +29,13 @@ CPU = torch.device("cpu")
         # The last upsampling: 128 channels at half the size, 8 times that for the resized input, and 64
         # channels at the full size.
         (Generator(n_blocks=0, upsample="resize"), 64, (9 * 128 / 4 + 64) * 4 + 12),
+        # The first blur: 128 channels, the same padded, the result at half the size, and the image.
+        (Generator(n_blocks=0, norm="none", downsample="antialias"), 64, (2 + 1 / 4) * 128 * 4 + 12),
         # The last upsampling: 128 channels at half the size, twice because of the layout, the image, and the
         # result; and the output of the first layer, which the skip keeps.
         (UnetGenerator(num_downs=5), 64, (2 * 128 / 4 + 3 + 3) * 4),
     ],
-    ids=["resnet", "resnet with kernels", "batch norm", "resize", "unet"],
+    ids=["resnet", "resnet with kernels", "batch norm", "resize", "antialias", "unet"],
 )
 def test_the_largest_layers_determine_the_need(net: nn.Module, side: int, expected: float) -> None:
     """Networks with few blocks need as much as those with many, because the largest layers are the outer."""

@@ -81,6 +81,14 @@ KERNELS: list[tuple[str, type[nn.Module], type[nn.Module], int, dict[str, Any], 
         {},
     ),
     ("no norm at all", Generator, ref.Generator, 8, {"ngf": 4, "n_blocks": 1, "norm": "none"}, {}),
+    (
+        "antialiased",
+        Generator,
+        ref.Generator,
+        16,
+        {"ngf": 4, "n_blocks": 1, "downsample": "antialias", "upsample": "antialias"},
+        {},
+    ),
     ("skips", UnetGenerator, ref.UnetGenerator, 64, {"ngf": 2, "num_downs": 5}, {}),
     ("patches", Discriminator, ref.Discriminator, 32, {"ndf": 4}, {}),
     ("patches, inputs kept", Discriminator, ref.Discriminator, 32, {"ndf": 4}, KEEP),
@@ -357,6 +365,7 @@ def test_all_variants_can_be_scripted() -> None:
         {"upsample": "resize", "padding_type": "replicate", "use_dropout": True},
         {"norm": "batch", "padding_type": "zero"},
         {"affine": True},
+        {"downsample": "antialias", "upsample": "antialias"},
     ):
         net = Generator(ngf=2, n_blocks=1, impl="reference", **arguments).eval()
         assert torch.equal(net(x), torch.jit.script(net)(x))

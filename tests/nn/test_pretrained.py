@@ -29,13 +29,14 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     ("net", "kind"),
     [
         (Generator(1, 3, 2, 1, affine=True, use_dropout=True, upsample="resize"), Generator),
+        (Generator(ngf=2, n_blocks=1, upsample="antialias", downsample="antialias"), Generator),
         (UnetGenerator(ngf=1, num_downs=5, norm="batch"), UnetGenerator),
         (
             compat.define_G(3, 3, 2, "resnet_6blocks", "instance"),
             Generator,
         ),  # a subclass with another signature is loaded as its base class
     ],
-    ids=["resnet", "unet", "compat"],
+    ids=["resnet", "antialiased", "unet", "compat"],
 )
 def test_save_and_load_round_trip(
     net: Any, kind: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -167,6 +167,7 @@ int convolve(const T* x, const Weights& weights, const float* bias, To* y, const
             for (int64_t job = begin; out && job < end; job++) {
                 int j = int(job / plan.parts), t = int(job % plan.parts) * plan.per_part;
                 int tiles = count - t < plan.per_part ? count - t : plan.per_part;
+                if (tiles <= 0) continue;  // the last block is shorter, and can end before its last parts
                 float* own = out + POINTS * plan.plane_out;
                 if (in_job) weights.transform(j, own);
                 const float* panel = in_job ? own : u + j * weights.panel_size();

@@ -21,6 +21,7 @@ from tests.kernels.cpu.processor import (
     images,
     on_every_number_of_threads,
     padded,
+    threads,
 )
 from tests.kernels.norms import torch_instance_norm
 
@@ -156,6 +157,15 @@ def test_convolutions_equal_float64(case: ConvCase, dtype: torch.dtype) -> None:
     )
     check_convolution(ours, x, weight, bias, case.stride, case.border, case.reflect)
     assert ours.dtype == dtype
+
+
+def test_the_last_block_of_tiles_can_lack_whole_parts() -> None:
+    """One thread shares out 384 tiles at a time in parts of 128. Here, the last of 129 blocks has 256."""
+    x, weight = images(1, 1, 4 * 193, 4 * 256), torch.randn(1, 1, 3, 3)
+    with threads(1):
+        ours = functions.convolution("winograd", x, weight, None, padding=1)
+    pytorch, exact = (F.conv2d(t, w, padding=1) for t, w in ((x, weight), (x.double(), weight.double())))
+    assert_parity("convolution", ours, pytorch, exact, FP32)
 
 
 @pytest.mark.parametrize("kind", ["winograd", "wide", "few"])
