@@ -6,6 +6,7 @@ Mistakes that the user can fix are reported as one line on standard error, with 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ import torch
 import tyro
 
 from fastcyclegan.api import CycleGAN
+from fastcyclegan.arguments import require_known, typed_values
 from fastcyclegan.checkpoints.describe import InspectConfig, describe
 from fastcyclegan.checkpoints.loading import settings_of
 from fastcyclegan.checkpoints.run_files import read_config
@@ -33,6 +35,8 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.official.flags import OfficialFlags, translated, with_suffix
+from fastcyclegan.official.replacement import replacement
 from fastcyclegan.training.exclusive import without_replaced
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
@@ -94,22 +98,42 @@ def _description(kind: type) -> str:
 def _parse(
     kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
 ) -> Config:
+    """Return the ``kind`` that ``args`` describe. Raises UserError for a wrong value or an unknown flag."""
+    args = _arguments(args)
+    if not _asks_for_help(args):
+        typed_values(kind, _flags(args))
     options: dict[str, Any] = {}
     if default is not None:
         options["default"] = default
-    return tyro.cli(
-        kind, args=args, description=description, config=_MARKERS, use_underscores=True, **options
+    parsed, unknown = tyro.cli(
+        kind,
+        args=args,
+        description=description,
+        config=_MARKERS,
+        use_underscores=True,
+        return_unknown_args=True,
+        **options,
     )
+    require_known(kind, unknown)
+    return parsed
 
 
-def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
+def _asks_for_help(args: Sequence[str]) -> bool:
+    return "--help" in args or "-h" in args
+
+
+def parse_train(
+    args: Sequence[str] | None = None, log: Callable[[str], object] = lambda line: None
+) -> TrainConfig:
     """Return the training configuration for the command line ``args``.
 
     With --continue_train, flags that are not given are taken from the run to resume, except those that a
     given one excludes. Otherwise, they are taken from the preset of the built-in dataset if no images are
-    given, and from the defaults if images are given.
+    given, and from the defaults if images are given. ``log`` is called with a line for official flags that
+    have no effect, and one for those that have another name.
     """
-    args, switched_off = _switched_off(_arguments(args))
+    official = _in_our_flags(_arguments(args))
+    args, switched_off = _switched_off(official.args)
     base = _base(_flags(args))
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
@@ -120,7 +144,24 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
         on[group] = dict.fromkeys((name for name in switches if name not in switched_off), True)
         off[group] = dict.fromkeys(switches, False)
     parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
+    for line in official.notes:
+        log(line)
     return with_changes(parsed, on)
+
+
+def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
+    """Return ``args``, which may contain official flags, in our own flags."""
+    if _asks_for_help(args):
+        return OfficialFlags(list(args))
+    official = translated(args)
+    if official.suffix is not None:
+        # The same flags give the same folder in the first run and when it is resumed.
+        flags = _flags(official.args)
+        fresh = _base({name: value for name, value in flags.items() if name != "continue_train"})
+        settings = {name: value for group in to_dict(fresh).values() for name, value in group.items()}
+        settings |= typed_values(TrainConfig, flags)
+        official.args = with_suffix(official.args, official.suffix, settings)
+    return official
 
 
 def _arguments(args: Sequence[str] | None) -> Sequence[str]:
@@ -298,7 +339,7 @@ def _print_score(trainer: Trainer, console: Console) -> None:
 
 def _train(args: Sequence[str] | None) -> int:
     console = Console()
-    config = parse_train(args)
+    config = parse_train(args, console.log)
     if config.run.dry_run:
         _print_config(config, console)
         return 0
@@ -334,7 +375,12 @@ def _train(args: Sequence[str] | None) -> int:
 
 def _translate(args: Sequence[str] | None) -> int:
     description = "Translate an image or a folder of images with a trained generator."
-    config = _parse(TranslateConfig, _arguments(args), description)
+    if args is None:
+        args = sys.argv[1:]
+    instead = replacement(args, [setting.name for setting in dataclasses.fields(TranslateConfig)])
+    if instead is not None:
+        raise UserError(instead)
+    config = _parse(TranslateConfig, args, description)
     console = Console()
     with _kernel_warnings_as_lines(console):
         failed = translate_folder(config, console)
@@ -353,7 +399,6 @@ def _list_datasets(console: Console) -> None:
 
 
 def _download(args: Sequence[str] | None) -> int:
-    args = _arguments(args)
     console = Console()
     config = _parse(DownloadConfig, args, _description(DownloadConfig))
     if config.list:
@@ -386,7 +431,7 @@ def _download(args: Sequence[str] | None) -> int:
 
 
 def _check_dataset(args: Sequence[str] | None) -> int:
-    config = _parse(ReportConfig, _arguments(args), _description(ReportConfig))
+    config = _parse(ReportConfig, args, _description(ReportConfig))
     console = Console()
     good = report_dataset(config, console)
     if console.failed:
@@ -395,7 +440,7 @@ def _check_dataset(args: Sequence[str] | None) -> int:
 
 
 def _inspect(args: Sequence[str] | None) -> int:
-    config = _parse(InspectConfig, _arguments(args), _description(InspectConfig))
+    config = _parse(InspectConfig, args, _description(InspectConfig))
     console = Console()
     for line in describe(config.file):
         console.log(line)

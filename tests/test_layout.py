@@ -22,7 +22,7 @@ PACKAGE = ROOT / "fastcyclegan"
 # The rooms (folders) and public modules, in order. Each may use itself and those in the rows above it.
 ROWS = (
     ("errors", "files"),
-    ("console", "reference", "kernels"),
+    ("arguments", "console", "reference", "kernels"),
     ("config", "tensor_files"),
     ("nn",),
     ("data",),
