@@ -35,14 +35,15 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
-from fastcyclegan.official.flags import OfficialFlags, translated, with_suffix
+from fastcyclegan.official.flags import ACCEPTED, OfficialFlags, translated, with_suffix
 from fastcyclegan.official.replacement import replacement
-from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import as_interrupts, nothing_to_save
 from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
+from fastcyclegan.training.wandb_tracker import import_wandb
 
 Config = TypeVar("Config")
 
@@ -80,14 +81,21 @@ def _builtin_defaults() -> Iterator[str]:
             yield f"{name} {value}"
 
 
-TRAIN_HELP = """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
+TRAIN_HELP = (
+    """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
 dataset, which takes a few minutes.
 
 The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits; resume it \
 with --continue_train --name NAME. A switch of the saved run is turned off by its name with no_, or \
 without it: --no_compile, --flip.
 
-The built-in dataset has its own defaults: """ + ", ".join(_builtin_defaults())
+Also accepted: """
+    + ACCEPTED
+    + """
+
+The built-in dataset has its own defaults: """
+    + ", ".join(_builtin_defaults())
+)
 
 
 def _description(kind: type) -> str:
@@ -146,7 +154,9 @@ def parse_train(
     parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
     for line in official.notes:
         log(line)
-    return with_changes(parsed, on)
+    config = with_changes(parsed, on)
+    require_effect(config, _flags(args))
+    return config
 
 
 def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
@@ -311,6 +321,8 @@ def _kernel_warnings_as_lines(console: Console) -> Iterator[None]:
 def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
+    if config.run.use_wandb:
+        import_wandb()
     console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)

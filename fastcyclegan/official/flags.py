@@ -42,6 +42,12 @@ RENAMED = {
     "identity": "lambda_identity",
 }
 """Names that flags had in 2017 and 2018, and their present names."""
+ACCEPTED = (
+    f"the old names --{', --'.join(RENAMED)} and --no_lsgan; --load_iter N for --epoch iter_N;"
+    " --suffix, which is appended to --name; and without effect"
+    f" --{', --'.join((*_OF_VIEWERS, *_SWITCHES_WITHOUT_EFFECT))} and --phase train."
+)
+"""What ``translated`` accepts, for the help."""
 _ONLY = {"model": "cycle_gan", "dataset_mode": "unaligned"}
 
 

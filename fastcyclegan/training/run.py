@@ -22,6 +22,7 @@ from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.run_lock import RunLock
+from fastcyclegan.training.tracker import Trackers
 
 STATE_VERSION = 1
 TENSORS = "the caller"
@@ -53,6 +54,7 @@ class Run:
     resumed_from_file: bool = False
     """Whether the run continues from the state that is in its folder."""
     table: dict[str, str] = field(default_factory=dict)
+    trackers: Trackers = field(default_factory=Trackers)
     random_state: dict[str, Tensor | None] | None = None
     """The state of the random generators at the end of the run; None before. Others may use them later."""
 

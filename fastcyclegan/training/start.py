@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
+from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig, to_dict
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
@@ -39,6 +39,8 @@ from fastcyclegan.training.resume import require_builtin_images, restore_state, 
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
 from fastcyclegan.training.run_table import describe_run
+from fastcyclegan.training.tracker import Tracker, Trackers
+from fastcyclegan.training.wandb_tracker import WandbTracker, import_wandb
 
 Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 """The images (None if the caller provides tensors), their loader, and the settings for them."""
@@ -48,8 +50,8 @@ Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 class Overrides:
     """Objects that the caller provides in place of those that the configuration describes.
 
-    These are initialised networks, loaders, and a state to resume from. If ``files`` is true, the run writes
-    files to the folder that its configuration names; if it is false, it writes none.
+    These are initialised networks, loaders, a state to resume from, and trackers. If ``files`` is true, the
+    run writes files to the folder that its configuration names; if it is false, it writes none.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -57,6 +59,7 @@ class Overrides:
     iterations_per_epoch: int | None = None
     state: dict[str, Any] | None = None
     files: bool = True
+    trackers: Sequence[Tracker] = ()
 
 
 def start(
@@ -77,6 +80,8 @@ def start(
     _require_single_process()
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
+    if config.run.use_wandb:
+        import_wandb()
     folder: RunFolder | None = None
     if overrides.files:
         folder = RunFolder(config, log)
@@ -166,15 +171,30 @@ def _start(
         engine=engine,
         first=first,
         iteration=first,
+        trackers=Trackers(overrides.trackers),
     )
     run.table = describe_run(run)
     reporter.check()
     _restore(run, overrides, reporter.log)
     _require_finite(run, overrides, run.engine.state_dict())
     reporter.check()
-    if run.iteration < run.last and run.folder is not None:
-        _write_config(run.folder, config)
+    _open_records(run, reporter.log)
     return run
+
+
+def _open_records(run: Run, log: Log) -> None:
+    """Begin the run of wandb, if any, and write the configuration, unless nothing is left to train."""
+    if run.iteration >= run.last:
+        return
+    if run.config.run.use_wandb:
+        saved = to_dict(with_absolute_paths(run.config))
+        run.trackers.append(WandbTracker(run.config.run, saved, run.folder, log))
+    try:
+        if run.folder is not None:
+            _write_config(run.folder, run.config)
+    except UserError:
+        run.trackers.close()
+        raise
 
 
 def _restore(run: Run, overrides: Overrides, log: Log) -> None:
