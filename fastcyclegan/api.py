@@ -38,7 +38,7 @@ from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
-from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.given_networks import why_not_loadable
 from fastcyclegan.training.initial_weights import start_from_files, with_architecture_of_files
@@ -48,6 +48,7 @@ from fastcyclegan.training.run_folder import is_free
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.start import Overrides, networks_that_fit
 from fastcyclegan.training.state_schema import Expected
+from fastcyclegan.training.tracker import Tracker, require_trackers
 from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
@@ -87,7 +88,9 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
         elif name in ("freeze", "diffaugment") and isinstance(value, (list, tuple)):
             value = ",".join(map(str, value)) if value else None
         changes.setdefault(_group_of(name), {})[name] = value
-    return with_changes(without_replaced(config, settings), changes)
+    config = with_changes(without_replaced(config, settings), changes)
+    require_effect(config, settings)
+    return config
 
 
 def _is_path(x: object) -> TypeGuard[str | Path]:
@@ -222,6 +225,7 @@ class CycleGAN:
         *,
         folder: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
+        trackers: Sequence[Tracker] = (),
         verbose: bool = False,
         iterations_per_epoch: int | None = None,
         **settings: Any,
@@ -244,9 +248,11 @@ class CycleGAN:
 
         If ``folder`` is given, the files that the command line would write are written there; by default,
         nothing is written. ``callbacks`` are called with the model and each record, and can end training
-        after the current iteration with ``stop()``. ``verbose=True`` prints everything that the command line
-        would print. ``settings`` are the same keyword arguments as for the class, and apply to this call and
-        all later ones.
+        after the current iteration with ``stop()``. ``trackers`` are objects with the methods of
+        ``training.tracker.Tracker``: they get each record and the sample grids, which are drawn if there is a
+        folder or a tracker, and are closed at the end. ``verbose=True`` prints everything that the command
+        line would print. ``settings`` are the same keyword arguments as for the class, and apply to this call
+        and all later ones.
 
         Calling ``fit`` again resumes training, up to the epochs and iterations that the settings then
         specify. Resuming is exact, with one exception: a loader passed by the caller starts from its
@@ -293,6 +299,7 @@ class CycleGAN:
             self._last_state(),
             files=folder is not None,
             origins=self._origins,
+            trackers=require_trackers(trackers),
         )
         if folder is not None:
             self._warn_if_not_loadable(Path(folder))

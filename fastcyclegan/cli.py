@@ -6,6 +6,7 @@ Mistakes that the user can fix are reported as one line on standard error, with 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -33,8 +34,11 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.official.flags import ACCEPTED, OfficialFlags, translated, with_suffix
+from fastcyclegan.official.replacement import replacement
+from fastcyclegan.settings.arguments import require_known, typed_values
 from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
-from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.initial_weights import with_architecture_of_files
 from fastcyclegan.training.run_folder import resume_command
@@ -42,6 +46,7 @@ from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import as_interrupts, nothing_to_save
 from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
+from fastcyclegan.training.wandb_tracker import import_wandb
 
 Config = TypeVar("Config")
 
@@ -79,14 +84,21 @@ def _builtin_defaults() -> Iterator[str]:
             yield f"{name} {value}"
 
 
-TRAIN_HELP = """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
+TRAIN_HELP = (
+    """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
 dataset, which takes a few minutes.
 
 The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits; resume it \
 with --continue_train --name NAME. A switch of the saved run is turned off by its name with no_, or \
 without it: --no_compile, --flip.
 
-The built-in dataset has its own defaults: """ + ", ".join(_builtin_defaults())
+Also accepted: """
+    + ACCEPTED
+    + """
+
+The built-in dataset has its own defaults: """
+    + ", ".join(_builtin_defaults())
+)
 
 
 def _description(kind: type) -> str:
@@ -97,20 +109,27 @@ def _description(kind: type) -> str:
 def _parse(
     kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
 ) -> Config:
+    """Return the ``kind`` that ``args`` describe. Raises UserError for a wrong value or an unknown flag."""
+    args = _arguments(args)
+    if not _asks_for_help(args):
+        typed_values(kind, _flags(args))
     options: dict[str, Any] = {}
     if default is not None:
         options["default"] = default
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_crop_size_rule)
-    return tyro.cli(
+    parsed, unknown = tyro.cli(
         kind,
         args=None if args is None else joined_arguments(args),
         description=description,
         config=_MARKERS,
         use_underscores=True,
+        return_unknown_args=True,
         registry=registry,
         **options,
     )
+    require_known(kind, unknown)
+    return parsed
 
 
 def _crop_size_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -126,14 +145,22 @@ def _crop_size_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
-def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
+def _asks_for_help(args: Sequence[str]) -> bool:
+    return "--help" in args or "-h" in args
+
+
+def parse_train(
+    args: Sequence[str] | None = None, log: Callable[[str], object] = lambda line: None
+) -> TrainConfig:
     """Return the training configuration for the command line ``args``.
 
     With --continue_train, flags that are not given are taken from the run to resume, except those that a
     given one excludes. Otherwise, they are taken from the preset of the built-in dataset if no images are
-    given, and from the defaults if images are given.
+    given, and from the defaults if images are given. ``log`` is called with a line for official flags that
+    have no effect, and one for those that have another name.
     """
-    args, switched_off = _switched_off(_arguments(args))
+    official = _in_our_flags(_arguments(args))
+    args, switched_off = _switched_off(official.args)
     flags = _flags(args)
     base = _base(flags)
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
@@ -144,10 +171,29 @@ def parse_train(args: Sequence[str] | None = None) -> TrainConfig:
         switches = [name for name, value in fields.items() if value is True]
         on[group] = dict.fromkeys((name for name in switches if name not in switched_off), True)
         off[group] = dict.fromkeys(switches, False)
-    parsed = with_changes(_parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off)), on)
-    if parsed.run.continue_train:
-        return parsed
-    return with_architecture_of_files(parsed, flags.keys() | switched_off)
+    parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
+    for line in official.notes:
+        log(line)
+    config = with_changes(parsed, on)
+    require_effect(config, flags)
+    if config.run.continue_train:
+        return config
+    return with_architecture_of_files(config, flags.keys() | switched_off)
+
+
+def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
+    """Return ``args``, which may contain official flags, in our own flags."""
+    if _asks_for_help(args):
+        return OfficialFlags(list(args))
+    official = translated(args)
+    if official.suffix is not None:
+        # The same flags give the same folder in the first run and when it is resumed.
+        flags = _flags(joined_arguments(official.args))
+        fresh = _base({name: value for name, value in flags.items() if name != "continue_train"})
+        settings = {name: value for group in to_dict(fresh).values() for name, value in group.items()}
+        settings |= typed_values(TrainConfig, flags)
+        official.args = with_suffix(official.args, official.suffix, settings)
+    return official
 
 
 def _arguments(args: Sequence[str] | None) -> Sequence[str]:
@@ -301,6 +347,8 @@ def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     require_possible_freeze(config)
+    if config.run.use_wandb:
+        import_wandb()
     console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)
@@ -329,7 +377,7 @@ def _print_score(trainer: Trainer, console: Console) -> None:
 
 def _train(args: Sequence[str] | None) -> int:
     console = Console()
-    config = parse_train(args)
+    config = parse_train(args, console.log)
     if config.run.dry_run:
         _print_config(config, console)
         return 0
@@ -365,7 +413,12 @@ def _train(args: Sequence[str] | None) -> int:
 
 def _translate(args: Sequence[str] | None) -> int:
     description = "Translate an image or a folder of images with a trained generator."
-    config = _parse(TranslateConfig, _arguments(args), description)
+    if args is None:
+        args = sys.argv[1:]
+    instead = replacement(args, [setting.name for setting in dataclasses.fields(TranslateConfig)])
+    if instead is not None:
+        raise UserError(instead)
+    config = _parse(TranslateConfig, args, description)
     console = Console()
     with _kernel_warnings_as_lines(console):
         failed = translate_folder(config, console)
@@ -384,7 +437,6 @@ def _list_datasets(console: Console) -> None:
 
 
 def _download(args: Sequence[str] | None) -> int:
-    args = _arguments(args)
     console = Console()
     config = _parse(DownloadConfig, args, _description(DownloadConfig))
     if config.list:
@@ -417,7 +469,7 @@ def _download(args: Sequence[str] | None) -> int:
 
 
 def _check_dataset(args: Sequence[str] | None) -> int:
-    config = _parse(ReportConfig, _arguments(args), _description(ReportConfig))
+    config = _parse(ReportConfig, args, _description(ReportConfig))
     console = Console()
     good = report_dataset(config, console)
     if console.failed:
@@ -426,7 +478,7 @@ def _check_dataset(args: Sequence[str] | None) -> int:
 
 
 def _inspect(args: Sequence[str] | None) -> int:
-    config = _parse(InspectConfig, _arguments(args), _description(InspectConfig))
+    config = _parse(InspectConfig, args, _description(InspectConfig))
     console = Console()
     for line in describe(config.file):
         console.log(line)

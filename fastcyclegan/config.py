@@ -505,6 +505,10 @@ class RunConfig:
     #: Keep only the newest N permanent copies of the weights (5_net_G_A.pth and so on). The copies of
     #: save_by_iter are counted separately. Default: keep all.
     keep_epochs: int | None = None
+    #: Also log to Weights & Biases (extra wandb).
+    use_wandb: bool = False
+    #: Name of the project there, with --use_wandb.
+    wandb_project_name: str = "CycleGAN-and-pix2pix"
     #: Print the resolved configuration and exit.
     dry_run: bool = False
 
@@ -532,6 +536,8 @@ class RunConfig:
                 "gpu_ids must be one number, or -1 for the CPU (a run uses one GPU), got"
                 f" {described(self.gpu_ids)}"
             )
+        if not self.wandb_project_name:
+            raise UserError("wandb_project_name must not be empty")
         if self.gpu_ids is not None and self.device != "auto":
             raise UserError("--gpu_ids and --device both set the device: give only one of them")
 

@@ -1,4 +1,4 @@
-"""Let the settings that are given now replace saved ones that exclude them."""
+"""Let the settings that are given now replace saved ones that exclude them, and require that they matter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastcyclegan.config import TrainConfig, with_changes
+from fastcyclegan.errors import UserError
 
 # Each setting, and those that cannot, or need not, stay beside it.
 _REPLACES = {
@@ -29,6 +30,12 @@ def _replaced_by(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
     if any(name in _REPLACES.get(other, ()) for other in others if other in given):
         return ()
     return tuple(other for other in others if other not in given)
+
+
+def require_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Raise UserError if a setting in ``given`` has no effect with ``config``; a saved one may have none."""
+    if given.get("wandb_project_name") is not None and not config.run.use_wandb:
+        raise UserError("--wandb_project_name needs --use_wandb")
 
 
 def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:

@@ -23,6 +23,7 @@ from fastcyclegan.engine import Engine
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.frozen import frozen_networks
 from fastcyclegan.training.run_lock import RunLock
+from fastcyclegan.training.tracker import Trackers
 
 STATE_VERSION = 1
 TENSORS = "the caller"
@@ -56,6 +57,7 @@ class Run:
     table: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """Where the initial weights of each network come from, if any are those of a file."""
+    trackers: Trackers = field(default_factory=Trackers)
     random_state: dict[str, Tensor | None] | None = None
     """The state of the random generators at the end of the run; None before. Others may use them later."""
 

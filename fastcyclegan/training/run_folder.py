@@ -18,6 +18,7 @@ from fastcyclegan.errors import UserError, printable, system_reason
 from fastcyclegan.tensor_files import fitting_name
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.run_report import CURVES, PAGE, REPLACED, STATS
+from fastcyclegan.training.wandb_tracker import FILES, ID
 
 DATASET = "dataset"
 
@@ -65,13 +66,13 @@ def _remove_run(folder: Path) -> None:
 
     The configuration goes last: until then, the folder is recognised as that of a run.
     """
-    for name in ("samples", "tensorboard", DATASET):
+    for name in ("samples", "tensorboard", FILES, DATASET):
         shutil.rmtree(folder / name, ignore_errors=True)
     for replaced in folder.glob(f"{REPLACED}*"):
         shutil.rmtree(replaced, ignore_errors=True)
     for file in folder.glob("*_net_*.pth"):
         file.unlink()
-    for name in (SETS, STATE, PREVIOUS, STATS, PAGE, CURVES, CONFIG):
+    for name in (SETS, STATE, PREVIOUS, STATS, PAGE, CURVES, ID, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -20,6 +20,7 @@ from fastcyclegan.tensor_files import write_atomically
 from fastcyclegan.training.safe_write import append, naming
 from fastcyclegan.training.sample_page import SamplePage
 from fastcyclegan.training.thinned import Thinned
+from fastcyclegan.training.tracker import scalars_of
 
 if TYPE_CHECKING:
     from fastcyclegan.training.events import EventFile
@@ -220,10 +221,7 @@ class Report:
             append(stream, (json.dumps(record) + "\n").encode())
         self._count(record)
         if self.events is not None:
-            # A record of before the run was resumed can lack a loss of the current settings.
-            scalars = {f"loss/{name}": record[name] for name in self.losses if name in record}
-            scalars |= {"lr": record["lr"], "it/s": record["it/s"]}
-            self.events.add_scalars(record["iteration"], scalars)
+            self.events.add_scalars(record["iteration"], scalars_of(record, self.losses))
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
         """Write a sample grid, show it on the page and redraw the curves. Return the grid's path."""

@@ -21,6 +21,7 @@ def describe_run(run: Run) -> dict[str, str]:
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
         **_disk(run),
+        **_trackers(run),
     }
 
 
@@ -32,6 +33,15 @@ def _disk(run: Run) -> dict[str, str]:
     if run.folder is None:
         return {}
     return {"disk": describe_disk(run)}
+
+
+def _trackers(run: Run) -> dict[str, str]:
+    options, names = run.config.run, run.trackers.names
+    if options.use_wandb:
+        names = [f"wandb (project {options.wandb_project_name})", *names]
+    if not names:
+        return {}
+    return {"trackers": ", ".join(names)}
 
 
 def _samples(run: Run) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.config import DataConfig, ModelConfig, TrainConfig
+from fastcyclegan.config import DataConfig, ModelConfig, TrainConfig, to_dict
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
@@ -42,6 +42,8 @@ from fastcyclegan.training.resume import has_weights, require_builtin_images, re
 from fastcyclegan.training.run import Run, with_absolute_paths
 from fastcyclegan.training.run_folder import DATASET, RunFolder
 from fastcyclegan.training.run_table import describe_run
+from fastcyclegan.training.tracker import Tracker, Trackers
+from fastcyclegan.training.wandb_tracker import WandbTracker, import_wandb
 
 Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 """The images (None if the caller provides tensors), their loader, and the settings for them."""
@@ -51,9 +53,9 @@ Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 class Overrides:
     """Objects that the caller provides in place of those that the configuration describes.
 
-    These are initialised networks, the ``origins`` of their weights, loaders, and a state to resume from. If
-    ``files`` is true, the run writes files to the folder that its configuration names; if it is false, it
-    writes none.
+    These are initialised networks, the ``origins`` of their weights, loaders, a state to resume from, and
+    trackers. If ``files`` is true, the run writes files to the folder that its configuration names; if it is
+    false, it writes none.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -62,6 +64,7 @@ class Overrides:
     state: dict[str, Any] | None = None
     files: bool = True
     origins: Mapping[str, str] = field(default_factory=dict)
+    trackers: Sequence[Tracker] = ()
 
 
 def start(
@@ -83,6 +86,8 @@ def start(
     require_possible_freeze(config)
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
+    if config.run.use_wandb:
+        import_wandb()
     folder: RunFolder | None = None
     if overrides.files:
         folder = RunFolder(config, log)
@@ -158,7 +163,8 @@ def _start(
         loaded = _load(config, folder, choice, device, reporter)
     if folder is not None:
         config = folder.named(config)
-    run = _new_run(config, folder, loaded, choice, engine, origins)
+    run = _new_run(config, folder, loaded, choice, engine)
+    run.origins, run.trackers = origins, Trackers(overrides.trackers)
     _log_deviations(config, run.data, run.plan, device, problem, reporter.log)
     run.freeze()
     run.table = describe_run(run)
@@ -167,8 +173,7 @@ def _start(
     require_possible_warmup(config, run.last - run.first)
     _require_finite(run, overrides, run.engine.state_dict())
     reporter.check()
-    if run.iteration < run.last and run.folder is not None:
-        _write_config(run.folder, config)
+    _open_records(run, reporter.log)
     return run
 
 
@@ -178,7 +183,6 @@ def _new_run(
     loaded: Loaded,
     choice: Choice | None,
     engine: Engine,
-    origins: dict[str, str],
 ) -> Run:
     """Return the run at its beginning."""
     images, loader, data = loaded
@@ -195,8 +199,22 @@ def _new_run(
         engine=engine,
         first=first,
         iteration=first,
-        origins=origins,
     )
+
+
+def _open_records(run: Run, log: Log) -> None:
+    """Begin the run of wandb, if any, and write the configuration, unless nothing is left to train."""
+    if run.iteration >= run.last:
+        return
+    if run.config.run.use_wandb:
+        saved = to_dict(with_absolute_paths(run.config))
+        run.trackers.append(WandbTracker(run.config.run, saved, run.folder, log))
+    try:
+        if run.folder is not None:
+            _write_config(run.folder, run.config)
+    except UserError:
+        run.trackers.close()
+        raise
 
 
 def _restore(run: Run, overrides: Overrides, log: Log) -> None:

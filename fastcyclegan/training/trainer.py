@@ -90,7 +90,8 @@ class Trainer:
         self.started_at = run.iteration
         self.sampled_at: int | None = None
         # The images are read once, so that it does not matter if their files disappear later.
-        self.shown = [] if run.folder is None else run.images_to_show(SAMPLE_ROWS)
+        self.draws = run.folder is not None or len(run.trackers) > 0
+        self.shown = run.images_to_show(SAMPLE_ROWS) if self.draws else []
         self.images_since_log = 0
         self.log_started = time.monotonic()
         options = run.config.run
@@ -184,7 +185,8 @@ class Trainer:
         self.requests.started = True
         batches = self._batches()
         writer = contextlib.nullcontext() if self.writer is None else contextlib.closing(self.writer)
-        with naming_dead_workers(), writer, self._closing_report(), contextlib.closing(batches):
+        closing = run.trackers.closing()
+        with naming_dead_workers(), writer, self._closing_report(), closing, contextlib.closing(batches):
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.lr = self.schedule.lr(epoch)
@@ -285,10 +287,10 @@ class Trainer:
             self._copy_weights(epoch)
         if self.log_interval.due:
             self._log(epoch)
+        if self.draws and self.samples_interval.due:
+            self._samples()
         if self.writer is None:
             return
-        if self.samples_interval.due:
-            self._samples()
         if self.requests.save:
             self.requests.save = False
             self._save(wait=True)
@@ -366,6 +368,7 @@ class Trainer:
         """Write the records that are not in the log yet. If that fails, they become part of the state."""
         while self.unlogged:
             self.report.add_stats(self.unlogged[0])
+            self.run.trackers.add_record(self.unlogged[0], self.names)
             del self.unlogged[0]
 
     def _log(self, epoch: int) -> None:
@@ -463,6 +466,7 @@ class Trainer:
             )
         else:
             self.report.add_samples(self.run.iteration, grid)
+            self.run.trackers.add_image(self.run.iteration, "samples", grid)
         self.sampled_at = self.run.iteration
         self.samples_interval.restart(time.monotonic() - started)
 
@@ -491,11 +495,11 @@ class Trainer:
         self.console.end_progress()
         if self.writer is None:
             self._require_finite_weights()
-            return
-        self.writer.wait()
-        if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
-            self._save(wait=True)
-        if run.iteration != self.sampled_at:
+        else:
+            self.writer.wait()
+            if run.iteration != self.writer.saved_iteration or run.config.run.save_by_iter:
+                self._save(wait=True)
+        if self.draws and run.iteration != self.sampled_at:
             with self._saving_first():
                 self._samples()
 
@@ -578,5 +582,7 @@ def _started(
         trainer = Trainer(run, console, policy, lambda record: on_tick(trainer, record), requests)
         return trainer
     except BaseException:
+        with contextlib.suppress(Exception):
+            run.trackers.close()
         run.release()
         raise

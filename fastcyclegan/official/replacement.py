@@ -1,0 +1,108 @@
+"""The command of our translate.py that does what a command of the official test.py does.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePosixPath
+
+from fastcyclegan.official.flags import RENAMED, spelled
+
+# Flags of the official test.py, of any age, that translate.py does not have.
+_SWITCHES = (
+    "no_dropout",
+    "use_dropout",
+    "eval",
+    "no_flip",
+    "serial_batches",
+    "verbose",
+    "use_wandb",
+    "no_html",
+)
+_WITH_VALUE = (
+    *("dataroot", "name", "model", "results_dir", "phase", "checkpoints_dir", "dataset_mode", "suffix"),
+    *("num_test", "how_many", "ntest", "model_suffix", "aspect_ratio", "load_iter", "max_dataset_size"),
+    *("netG", "netD", "norm", "ngf", "ndf", "n_layers_D", "input_nc", "output_nc", "init_type", "init_gain"),
+    *("load_size", "crop_size", "preprocess", "gpu_ids", "display_id", "display_winsize"),
+    *("display_port", "display_server", "wandb_project_name", *RENAMED),
+)
+
+
+def replacement(args: Sequence[str], own: Collection[str]) -> str | None:
+    """Return what to write in place of ``args``, a command line for the official test.py, in one sentence.
+
+    ``own`` are the names of the flags of translate.py. Returns None if all flags are ours or unknown.
+    """
+    names = [spelled(arg) for arg in args]
+    theirs = [name for name in names if name in {*_SWITCHES, *_WITH_VALUE} - {*own}]
+    if not theirs or "help" in names:
+        return None
+    command = shlex.join(["translate.py", *_arguments(_values(args))])
+    return f"--{theirs[0]} is a flag of the official test.py; write: {command}"
+
+
+def _values(args: Sequence[str]) -> dict[str, str]:
+    """Return the value of each flag under its present name; "" for a switch."""
+    values = {}
+    for position, arg in enumerate(args):
+        name, (_, equals, value) = spelled(arg), arg.partition("=")
+        if not name:
+            continue
+        if not equals and name not in _SWITCHES:
+            following = args[position + 1 : position + 2]
+            value = "".join(each for each in following if not each.startswith("--"))
+        values[RENAMED.get(name, name)] = value
+    return values
+
+
+def _arguments(values: Mapping[str, str]) -> list[str]:
+    """Return the arguments of translate.py for the ``values`` of both commands' flags."""
+    is_single = values.get("model") == "test" or values.get("dataset_mode") == "single"
+    direction, epoch = values.get("direction", "AtoB"), _epoch(values)
+    name, suffix = values.get("name", "NAME"), values.get("model_suffix", "")
+    weights = PurePosixPath(values.get("checkpoints_dir", "checkpoints"), name)
+    images = PurePosixPath(values.get("dataroot", "IMAGES"))
+    if not is_single:
+        images /= f"{values.get('phase', 'test')}{'B' if direction == 'BtoA' else 'A'}"
+    if is_single and suffix:
+        weights /= f"{epoch}_net_G{suffix}.pth"
+        epoch = "latest"
+    chosen = {
+        "weights": values.get("weights", str(weights)),
+        "input": values.get("input", str(images)),
+        "output": values.get("output", str(PurePosixPath(values.get("results_dir", "results"), name))),
+    }
+    if direction != "AtoB" and not is_single:
+        chosen["direction"] = direction
+    if epoch != "latest":
+        chosen["epoch"] = epoch
+    chosen |= _side(values) | _device(values)
+    chosen |= {name: values[name] for name in ("batch_size", "num_threads") if name in values}
+    return [part for name, value in chosen.items() for part in (f"--{name}", value)]
+
+
+def _epoch(values: Mapping[str, str]) -> str:
+    iteration = values.get("load_iter", "0")
+    if iteration.strip("0"):
+        return f"iter_{iteration}"
+    return values.get("epoch", "latest")
+
+
+def _side(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the side to which the official command resizes images, if it names one."""
+    side = values.get("crop_size", values.get("load_size"))
+    if side is None or values.get("preprocess", "resize_and_crop") != "resize_and_crop":
+        return {}
+    return {"resize": side}
+
+
+def _device(values: Mapping[str, str]) -> dict[str, str]:
+    if "device" in values:
+        return {"device": values["device"]}
+    if "gpu_ids" not in values:
+        return {}
+    first, _, _ = values["gpu_ids"].partition(",")
+    return {"device": "cpu" if first == "-1" else f"cuda:{first}"}

@@ -1,0 +1,79 @@
+"""translate.py, called with the flags of the official test.py, prints the command to write instead."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fastcyclegan import cli
+from fastcyclegan.checkpoints.run_files import save_weights
+from fastcyclegan.nn.networks import Generator
+
+COMMANDS = [
+    (  # the official README
+        "--dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan",
+        "--weights checkpoints/maps_cyclegan --input datasets/maps/testA --output results/maps_cyclegan",
+    ),
+    (
+        "--dataroot datasets/horse2zebra/testA --name horse2zebra_pretrained --model test --no_dropout",
+        "--weights checkpoints/horse2zebra_pretrained --input datasets/horse2zebra/testA --output"
+        " results/horse2zebra_pretrained",
+    ),
+    (
+        '--model test --name temp --dataroot ./datasets/mini --num_test 1 --model_suffix "_A" --no_dropout',
+        "--weights checkpoints/temp/latest_net_G_A.pth --input datasets/mini --output results/temp",
+    ),
+    (
+        "--dataroot=d --name=n --how_many 5000 --which_epoch 200 --which_direction BtoA --results_dir out/"
+        " --checkpoints_dir ./c --phase val --gpu_ids=0,1 --eval --batchSize 4",
+        "--weights c/n --input d/valB --output out/n --direction BtoA --epoch 200 --device cuda:0"
+        " --batch_size 4",
+    ),
+    (
+        "--dataroot d --name n --model cycle_gan --load_iter 40 --gpu_ids -1 --load-size 300 --crop-size 256",
+        "--weights checkpoints/n --input d/testA --output results/n --epoch iter_40 --resize 256 --device"
+        " cpu",
+    ),
+    (
+        "--dataroot 'my images' --name n --dataset_mode single --preprocess none --load_size 512",
+        "--weights checkpoints/n --input 'my images' --output results/n",
+    ),
+    ("--name n", "--weights checkpoints/n --input IMAGES/testA --output results/n"),
+    (  # ours and theirs together
+        "--weights w --input i --output o --gpu_ids 0",
+        "--weights w --input i --output o --device cuda:0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "ours"), COMMANDS)
+def test_the_line_names_the_command_to_write(
+    command: str, ours: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.translate(shlex.split(command)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --")
+    assert " is a flag of the official test.py; write: " in error
+    assert error.endswith(f"; write: translate.py {ours}\n")
+
+
+def test_the_command_translates(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "n").mkdir(parents=True)
+    for name in ("G", "G_A"):
+        weights = Generator(ngf=2, n_blocks=0).state_dict()
+        save_weights(tmp_path / "checkpoints" / "n" / f"latest_net_{name}.pth", weights)
+    for more in ("--model cycle_gan", f"--model test --dataroot {dataset}/testB", "--model_suffix _A"):
+        assert cli.translate(f"--dataroot {dataset} --name n --gpu_ids -1 {more}".split()) == 2
+        _, _, command = capsys.readouterr().err.partition("write: translate.py ")
+        assert cli.translate(shlex.split(command)) == 0
+        assert "to results/n" in capsys.readouterr().out
+
+
+def test_our_own_flags_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.translate("--weights w --input none --output o --epoch 5 --batch_size 2".split()) == 2
+    assert capsys.readouterr().err == "error: none: no such file or folder\n"
