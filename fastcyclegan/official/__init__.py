@@ -3,7 +3,7 @@
 
 Code that decides which parts of a checkout are replaced, verifies that the replacements are equivalent, and
 detects later changes belongs here. Official weight files are handled in ``checkpoints/``, and networks for
-use in other code in ``compat.py``.
+use in other code in ``compat``.
 
 Uses ``engine``, ``recipes``, ``data``, ``compat``, ``nn`` and ``config``.
 """
