@@ -133,6 +133,10 @@ class DataConfig:
     #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends
     #: the run.
     skip_bad_images: bool = False
+    #: Read images of any size, as far as the memory allows. By default, images above 179 megapixels, those
+    #: that take more than 1 GiB to decode, and JPEG files of more than 100 scans are bad images. A small
+    #: file can claim any amount of memory and time, so only use this for files that you trust.
+    allow_decompression_bombs: bool = False
     #: Official flag; only unaligned is supported.
     dataset_mode: Literal["unaligned"] = "unaligned"
 

@@ -52,8 +52,9 @@ class Fit:
     """Settings that determine how the images of one domain are resized, cropped and converted.
 
     The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size`` x
-    ``crop_size``. ``channels`` is 1 or 3. Two modes are not available on the command line: "keep", the
-    default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
+    ``crop_size``. ``channels`` is 1 or 3, and ``any_size`` is as in ``image_file.open_image``. Two modes are
+    not available on the command line: "keep", the default, neither resizes nor crops, and "square" resizes to
+    ``load_size`` x ``load_size``.
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
@@ -61,11 +62,13 @@ class Fit:
     crop_size: int = 0
     channels: int = 3
     multiple: int = 4
+    any_size: bool = False
 
     @classmethod
     def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
         """Return the fit for ``config`` and a network that needs sides that are multiples of ``multiple``."""
-        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
+        sizes = config.load_size, config.crop_size
+        return cls(config.preprocess, *sizes, channels, multiple, config.allow_decompression_bombs)
 
     def resized(self, size: Size) -> Size:
         """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
@@ -115,7 +118,7 @@ def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
     ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
     it does not fit into the memory, and another UserError if the machine has no file descriptors left.
     """
-    image = open_image(path, fit.channels, warn)
+    image = open_image(path, fit.channels, warn, fit.any_size)
     reason = fit.too_small(image.size)
     if reason:
         raise BadImageError(path, reason)

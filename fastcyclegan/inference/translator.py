@@ -141,23 +141,25 @@ def translate_images(
     device: torch.device,
     precision: str = "fp32",
     batch_size: int = 8,
+    any_size: bool = False,
 ) -> Any:
     """Translate an image, or a list of images, with the generator ``net``.
 
     Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
     path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
-    in [-1, 1]. Raises BadImageError for a file that cannot be read, UserError for an image that the network
-    gives no numbers for, and ValueError or TypeError for anything that is not such an image.
+    in [-1, 1]. ``any_size`` is as in ``open_image``. Raises BadImageError for a file that cannot be read,
+    UserError for an image that the network gives no numbers for, and ValueError or TypeError for anything
+    that is not such an image.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     translator = Translator(net, device, precision, engine=engine_of(net, precision))
     if not isinstance(images, (list, tuple)):
-        return _translate([images], translator, batch_size)[0]
-    return _translate(images, translator, batch_size)
+        return _translate([images], translator, batch_size, any_size)[0]
+    return _translate(images, translator, batch_size, any_size)
 
 
-def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
+def _translate(images: Sequence[Any], translator: Translator, batch_size: int, any_size: bool) -> list[Any]:
     """Translate ``images``. Images of equal size are translated in batches, except for tensors."""
     results: list[Any] = [None] * len(images)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
@@ -173,7 +175,7 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -
         if isinstance(image, Tensor):
             results[place] = _tensor(image, translator)
             continue
-        pixels = torch.from_numpy(_pixels(image, translator.channels))
+        pixels = torch.from_numpy(_pixels(image, translator.channels, any_size))
         shape = tuple(pixels.shape)
         batch = waiting.setdefault(shape, [])
         batch.append((place, pixels))
@@ -191,12 +193,12 @@ def _name_of(image: Any, place: int, count: int) -> str:
     return "the image" if count == 1 else f"image {place + 1} of {count}"
 
 
-def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
+def _pixels(image: Any, channels: int, any_size: bool) -> NDArray[np.uint8]:
     """Return uint8 pixels [H, W, C] of a path, a PIL image or an array."""
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, channels)
     if isinstance(image, (str, Path)):
-        opened = open_image(image, channels, _warn)
+        opened = open_image(image, channels, _warn, any_size)
     elif isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise ValueError(
