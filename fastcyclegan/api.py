@@ -223,8 +223,9 @@ class CycleGAN:
         - ``A`` and ``B``: one loader per domain;
         - neither, to use the images named in the configuration.
 
-        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors; cropping and flipping are
-        up to the caller. ``iterations_per_epoch`` is required if they have no length.
+        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors, where C is ``input_nc`` or
+        ``output_nc``; files need networks with 3 channels or 1. Cropping and flipping are up to the caller.
+        ``iterations_per_epoch`` is required if they have no length.
 
         If ``folder`` is given, the files that the command line would write are written there; by default,
         nothing is written. ``callbacks`` are called with the model and each record, and can end training

@@ -175,9 +175,10 @@ class ModelConfig:
 
     #: Official flag; only cycle_gan is supported.
     model: Literal["cycle_gan"] = "cycle_gan"
-    #: Number of channels of domain A: 3 for colour, 1 for gray.
+    #: Number of channels of domain A: 3 for colour, 1 for gray. Other numbers need loaders of your own, which
+    #: only CycleGAN.fit accepts.
     input_nc: int = 3
-    #: Number of channels of domain B: 3 for colour, 1 for gray.
+    #: Number of channels of domain B, like --input_nc.
     output_nc: int = 3
     #: Generator: resnet_9blocks, resnet_6blocks (or any resnet_Nblocks), unet_256 or unet_128.
     netG: str = "resnet_9blocks"
@@ -214,7 +215,7 @@ class ModelConfig:
         _check_types(self)
         _check_minimum(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
         _check_minimum(self, 0, "init_gain")
-        _check_maximum(self, _MOST_CHANNELS, "ngf", "ndf")
+        _check_maximum(self, _MOST_CHANNELS, "input_nc", "output_nc", "ngf", "ndf")
         _check_maximum(self, _MOST_LAYERS, "n_layers_D")
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
@@ -232,9 +233,6 @@ class ModelConfig:
             raise UserError(
                 f"--upsample {self.upsample} only works with ResNet generators, not with {self.netG}"
             )
-        for name in ("input_nc", "output_nc"):
-            if getattr(self, name) not in (1, 3):
-                raise UserError(f"{name} must be 3 (colour) or 1 (gray), got {getattr(self, name)}")
 
     @property
     def size_multiple(self) -> int:

@@ -19,6 +19,7 @@ from fastcyclegan.data.image_file import (
     open_image,
 )
 from fastcyclegan.data.sample_plan import View
+from fastcyclegan.errors import UserError
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
@@ -27,6 +28,20 @@ def _nearest_multiple(side: int, multiple: int) -> int:
     Ties round to even, as in the official code.
     """
     return max(round(side / multiple) * multiple, multiple, 8)
+
+
+FILE_CHANNELS = (1, 3)
+"""The numbers of channels of images that are read from files: gray and colour."""
+
+
+def require_file_channels(config: ModelConfig) -> None:
+    """Raise UserError if the images of the networks of ``config`` cannot be read from files."""
+    for name, channels in (("input_nc", config.input_nc), ("output_nc", config.output_nc)):
+        if channels not in FILE_CHANNELS:
+            raise UserError(
+                f"{name} is {channels}, but images from files have 3 channels (colour) or 1 (gray): pass"
+                " loaders of your own to CycleGAN.fit"
+            )
 
 
 @dataclass(frozen=True)

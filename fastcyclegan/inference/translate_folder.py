@@ -30,7 +30,7 @@ from fastcyclegan.inference.batches import FittingTranslator, Translated, gather
 from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.precision_check import check, choose_precision
-from fastcyclegan.inference.translator import Translator
+from fastcyclegan.inference.translator import Translator, require_file_channels
 from fastcyclegan.inference.writer import Writer
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.nn.torch_defaults import usual_modes
@@ -321,6 +321,7 @@ def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
     net = load_generator(file, impl=config.impl, key=config.key)
+    require_file_channels(net)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = config.compile and _can_compile(net, device, console)
     precision, why = str(config.precision), ""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from fastcyclegan.data.fit import FILE_CHANNELS
 from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.errors import UserError
@@ -48,6 +49,26 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
     return pixels
 
 
+def input_channels(net: nn.Module) -> int:
+    """Return how many channels the first convolution of ``net`` takes."""
+    return next(p for p in net.parameters() if p.dim() == 4).shape[1]
+
+
+def require_file_channels(net: nn.Module, returned: int | None = None) -> None:
+    """Raise UserError if ``net`` does not translate between images as files contain them.
+
+    ``returned`` is the number of channels of its images; by default, the one that the network records.
+    """
+    taken = input_channels(net)
+    if returned is None:
+        returned = getattr(net, "arguments", {}).get("output_nc", taken)
+    if not {taken, returned} <= set(FILE_CHANNELS):
+        raise UserError(
+            f"the network translates images of {taken} channels to {returned}, but images from files have 3"
+            f" (colour) or 1 (gray): pass float tensors [{taken}, H, W] to CycleGAN.translate"
+        )
+
+
 class Translator:
     """Applies a generator to images of any size. The images can be on the host or on the generator's device.
 
@@ -69,8 +90,7 @@ class Translator:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.log, self.compiled = device, log, compiled
         self.engine = InferenceEngine(net, precision, compiled, log) if engine is None else engine
-        first = next(p for p in net.parameters() if p.dim() == 4)
-        self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
+        self.channels, self.multiple = input_channels(net), int(getattr(net, "size_multiple", 4))
 
     def in_precision(self, precision: str) -> Translator:
         """Return this translator if it has that precision, otherwise another one of the same network."""
@@ -169,13 +189,15 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int, a
         for (place, _), translation in zip(batch, translations, strict=True):
             if translation is None:
                 raise UserError(no_numbers(_name_of(images[place], place, len(images))))
+            if not isinstance(images[place], np.ndarray):
+                require_file_channels(translator.net, translation.shape[2])
             results[place] = _to_type_of(translation, images[place])
 
     for place, image in enumerate(images):
         if isinstance(image, Tensor):
             results[place] = _tensor(image, translator)
             continue
-        pixels = torch.from_numpy(_pixels(image, translator.channels, any_size))
+        pixels = torch.from_numpy(_pixels(image, translator, any_size))
         shape = tuple(pixels.shape)
         batch = waiting.setdefault(shape, [])
         batch.append((place, pixels))
@@ -193,10 +215,13 @@ def _name_of(image: Any, place: int, count: int) -> str:
     return "the image" if count == 1 else f"image {place + 1} of {count}"
 
 
-def _pixels(image: Any, channels: int, any_size: bool) -> NDArray[np.uint8]:
+def _pixels(image: Any, translator: Translator, any_size: bool) -> NDArray[np.uint8]:
     """Return uint8 pixels [H, W, C] of a path, a PIL image or an array."""
+    channels = translator.channels
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, channels)
+    if isinstance(image, (str, Path, Image.Image)):
+        require_file_channels(translator.net)
     if isinstance(image, (str, Path)):
         opened = open_image(image, channels, _warn, any_size)
     elif isinstance(image, Image.Image):

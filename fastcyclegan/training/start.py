@@ -17,7 +17,7 @@ from fastcyclegan.config import FIXED_SIZE, DataConfig, ModelConfig, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.fit import Fit, ImageRequirements
+from fastcyclegan.data.fit import Fit, ImageRequirements, require_file_channels
 from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Images, find_images
@@ -77,6 +77,8 @@ def start(
     _require_single_process()
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
+    if overrides.loaders is None:
+        require_file_channels(config.model)
     folder: RunFolder | None = None
     if overrides.files:
         folder = RunFolder(config, log)
