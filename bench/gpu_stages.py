@@ -25,8 +25,8 @@ SHARED = (
 DESCRIPTORS = ("descriptor_launch", "descriptor_forms", "descriptor_driver")
 NETWORKS = (
     *(f"tests/nn/test_{name}.py" for name in ("layers", "layer_checks", "deferred", "chains", "networks")),
-    "tests/test_compat.py",
-    "tests/test_compat_in_projects.py",
+    "tests/compat/test_networks.py",
+    "tests/compat/test_in_projects.py",
 )
 OTHERS = (
     "tests/official/test_patch_model.py",

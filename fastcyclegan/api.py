@@ -243,8 +243,9 @@ class CycleGAN:
         - ``A`` and ``B``: one loader per domain;
         - neither, to use the images named in the configuration.
 
-        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors; cropping and flipping are
-        up to the caller. ``iterations_per_epoch`` is required if they have no length.
+        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors, where C is ``input_nc`` or
+        ``output_nc``; files need networks with 3 channels or 1. Cropping and flipping are up to the caller.
+        ``iterations_per_epoch`` is required if they have no length.
 
         If ``folder`` is given, the files that the command line would write are written there; by default,
         nothing is written. ``callbacks`` are called with the model and each record, and can end training
@@ -374,7 +375,8 @@ class CycleGAN:
         An image can be a PIL image (any mode), a uint8 array [H, W, C] (or [H, W] if C is 1), a float tensor
         [C, H, W] or [N, C, H, W] in [-1, 1], or a path (the result is then a PIL image). Images can have any
         size, and each translation has the size of its image. ``direction`` refers to the training folders A
-        and B. Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or
+        and B. Files above 179 megapixels need the setting ``allow_decompression_bombs``, whose help names the
+        danger. Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or
         range, and TypeError for anything that is not an image.
         """
         if direction not in ("AtoB", "BtoA"):
@@ -382,7 +384,8 @@ class CycleGAN:
         target = "B" if direction == self.config.data.direction else "A"
         net, device = self.networks[make_recipe(self.config).generator(target)], self.device
         precision = precision_for(net, device, self.config.run.precision)
-        return translate_images(net, images, device, precision, batch_size)
+        any_size = self.config.data.allow_decompression_bombs
+        return translate_images(net, images, device, precision, batch_size, any_size)
 
     # --- Saving and loading ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from fastcyclegan.console import Console
 from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
+from fastcyclegan.data.fit import require_file_channels
 from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
@@ -349,6 +350,7 @@ def _print_config(config: TrainConfig, console: Console) -> None:
     require_possible_freeze(config)
     if config.run.use_wandb:
         import_wandb()
+    require_file_channels(config.model)
     console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)

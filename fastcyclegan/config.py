@@ -147,6 +147,10 @@ class DataConfig:
     #: Skip and list images that cannot be read or are smaller than the crop; by default such an image ends
     #: the run.
     skip_bad_images: bool = False
+    #: Read images of any size, as far as the memory allows. By default, images above 179 megapixels, those
+    #: that take more than 1 GiB to decode, and JPEG files of more than 100 scans are bad images. A small
+    #: file can claim any amount of memory and time, so only use this for files that you trust.
+    allow_decompression_bombs: bool = False
     #: Official flag; only unaligned is supported.
     dataset_mode: Literal["unaligned"] = "unaligned"
 
@@ -199,9 +203,10 @@ class ModelConfig:
 
     #: Official flag; only cycle_gan is supported.
     model: Literal["cycle_gan"] = "cycle_gan"
-    #: Number of channels of domain A: 3 for colour, 1 for gray.
+    #: Number of channels of domain A: 3 for colour, 1 for gray. Other numbers need loaders of your own, which
+    #: only CycleGAN.fit accepts.
     input_nc: int = 3
-    #: Number of channels of domain B: 3 for colour, 1 for gray.
+    #: Number of channels of domain B, like --input_nc.
     output_nc: int = 3
     #: Generator: resnet_9blocks, resnet_6blocks (or any resnet_Nblocks), unet_256 or unet_128.
     netG: str = "resnet_9blocks"
@@ -241,7 +246,7 @@ class ModelConfig:
         _check_types(self)
         _check_minimum(self, 1, "input_nc", "output_nc", "n_layers_D", "ngf", "ndf")
         _check_minimum(self, 0, "init_gain")
-        _check_maximum(self, _MOST_CHANNELS, "ngf", "ndf")
+        _check_maximum(self, _MOST_CHANNELS, "input_nc", "output_nc", "ngf", "ndf")
         _check_maximum(self, _MOST_LAYERS, "n_layers_D")
         if self.use_dropout and self.no_dropout:
             raise UserError("--use_dropout and --no_dropout contradict each other")
@@ -259,9 +264,6 @@ class ModelConfig:
             value = getattr(self, name)
             if self.netG.startswith("unet") and value != usual:
                 raise UserError(f"--{name} {value} only works with ResNet generators, not with {self.netG}")
-        for name in ("input_nc", "output_nc"):
-            if getattr(self, name) not in (1, 3):
-                raise UserError(f"{name} must be 3 (colour) or 1 (gray), got {getattr(self, name)}")
 
     @property
     def size_multiple(self) -> int:

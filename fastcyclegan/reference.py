@@ -157,26 +157,32 @@ class AntialiasedUpsample(nn.Module):
 class ResidualBlock(nn.Module):
     """A residual block, x + block(x), with padded 3x3 convolutions and no activation after the sum.
 
-    Input and output are [N, C, H, W].
+    Input and output are [N, C, H, W]. By default, the convolutions have a bias if ``has_bias(norm)``.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
 
     def __init__(
-        self, channels: int, norm: Norm, affine: bool, use_dropout: bool, padding_type: str = "reflect"
+        self,
+        channels: int,
+        norm: Norm,
+        affine: bool,
+        use_dropout: bool,
+        padding_type: str = "reflect",
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
         _check_choice("padding_type", padding_type, PADDING_TYPES)
-        bias = has_bias(norm)
+        use_bias = has_bias(norm) if bias is None else bias
 
         def padded() -> list[nn.Module]:
             if padding_type == "zero":
                 return [
-                    nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
+                    nn.Conv2d(channels, channels, 3, padding=1, bias=use_bias),
                     norm_layer(norm, channels, affine),
                 ]
             pad = nn.ReflectionPad2d(1) if padding_type == "reflect" else nn.ReplicationPad2d(1)
-            return [pad, nn.Conv2d(channels, channels, 3, bias=bias), norm_layer(norm, channels, affine)]
+            return [pad, nn.Conv2d(channels, channels, 3, bias=use_bias), norm_layer(norm, channels, affine)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
         self.conv_block = self.sequential(*padded(), nn.ReLU(), *dropout, *padded())
@@ -259,8 +265,9 @@ class UnetBlock(nn.Module):
     """One level of the U-Net: downsampling, the level below, and upsampling.
 
     All levels except the outermost concatenate their input with the result. The official code applies the
-    first LeakyReLU in place, so its skip connection carries LeakyReLU(x). A ReLU follows every skip, so this
-    block computes the same function as the official one, with the same gradient.
+    first LeakyReLU in place, so its skip connection carries LeakyReLU(x). A ReLU follows every skip, so a
+    U-Net of these blocks computes the same function as the official one, with the same gradient. The
+    innermost block has no level ``below``.
     """
 
     sequential: type[nn.Sequential] = nn.Sequential
@@ -275,10 +282,11 @@ class UnetBlock(nn.Module):
         affine: bool = False,
         *,
         input_nc: int | None = None,
+        outermost: bool = False,
         dropout: bool = False,
     ) -> None:
         super().__init__()
-        self.outermost = input_nc is not None
+        self.outermost = outermost
         use_bias = has_bias(norm)
         down = nn.Conv2d(
             outer if input_nc is None else input_nc, inner, 4, stride=2, padding=1, bias=use_bias
@@ -336,7 +344,7 @@ class UnetGenerator(nn.Module):
             block = self.unet_block(8 * ngf, 8 * ngf, block, norm, affine, dropout=use_dropout)
         for width in (4 * ngf, 2 * ngf, ngf):
             block = self.unet_block(width, 2 * width, block, norm, affine)
-        self.model = self.unet_block(output_nc, ngf, block, norm, affine, input_nc=input_nc)
+        self.model = self.unet_block(output_nc, ngf, block, norm, affine, input_nc=input_nc, outermost=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -407,12 +415,13 @@ class PixelDiscriminator(nn.Module):
         return self.net(x)
 
 
-_INITIALISERS: dict[str, Callable[[Tensor, float], object]] = {
+INITIALISERS: dict[str, Callable[[Tensor, float], object]] = {
     "normal": lambda w, gain: nn.init.normal_(w, 0.0, gain),
     "xavier": lambda w, gain: nn.init.xavier_normal_(w, gain=gain),
     "kaiming": lambda w, gain: nn.init.kaiming_normal_(w, a=0, mode="fan_in"),
     "orthogonal": lambda w, gain: nn.init.orthogonal_(w, gain=gain),
 }
+"""Functions that draw the values of a weight in place, by the names in INIT_TYPES."""
 
 
 def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) -> nn.Module:
@@ -423,7 +432,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", gain: float = 0.02) 
     _check_choice("init_type", init_type, INIT_TYPES)
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            _INITIALISERS[init_type](module.weight, gain)
+            INITIALISERS[init_type](module.weight, gain)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

@@ -47,7 +47,8 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("netG must be resnet_9blocks", lambda: ModelConfig(netG="resnet_ninblocks")),
     ("norm must be one of instance, batch, none, got 'group'", lambda: ModelConfig(norm="group")),
     ("contradict", lambda: ModelConfig(use_dropout=True, no_dropout=True)),
-    ("input_nc must be 3", lambda: ModelConfig(input_nc=4)),
+    ("input_nc must be at least 1, got 0", lambda: ModelConfig(input_nc=0)),
+    ("output_nc must be at most", lambda: ModelConfig(output_nc=2**40)),
     ("only works with ResNet generators", lambda: ModelConfig(netG="unet_256", upsample="resize")),
     (
         "--downsample antialias only works with ResNet generators",

@@ -6,10 +6,8 @@ Crops and flips still come from the plan.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch import Tensor
 from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.host_memory import free_memory
 from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Loader, Log, Reader, Row, Source
 from fastcyclegan.data.sample_plan import Plan, View
@@ -32,19 +31,6 @@ class CachedImages:
 
     rows: list[Row]
     bytes: int
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the number of free bytes on ``device``, as reported by its driver or the operating system."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def bytes_needed(source: Source) -> int:

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import PIL
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from fastcyclegan.data.background import ReadingThreads, result_of
 from fastcyclegan.data.image_file import READABLE, BadImageError, examine
+from fastcyclegan.data.pixel_limit import max_pixels
 from fastcyclegan.errors import system_reason
 from fastcyclegan.files.json_file import read_json
 from fastcyclegan.files.schema import exactly, flag, list_of, nothing_or, record, text, whole
@@ -72,10 +73,11 @@ class Checked:
             return False
 
 
-def check_file(path: Path) -> Checked:
+def check_file(path: Path, any_size: bool = False) -> Checked:
     """Decode the file ``path`` completely and return the result of the check.
 
-    Raises UserError if the machine has no file descriptors or memory left.
+    ``any_size`` is as in ``image_file.open_image``. Raises UserError if the machine has no file descriptors
+    or memory left.
     """
     try:
         before = path.stat()
@@ -83,7 +85,7 @@ def check_file(path: Path) -> Checked:
         return Checked(str(path), -1, -1, error=system_reason(error), is_lasting=False)
     identity = (str(path), before.st_size, before.st_mtime_ns, before.st_ctime_ns)
     try:
-        found = examine(path)
+        found = examine(path, any_size)
     except BadImageError as bad:
         if bad.is_lack_of_memory:
             raise
@@ -95,13 +97,14 @@ def check_file(path: Path) -> Checked:
     return result
 
 
-def _cache_file() -> Path:
-    return cache_folder() / "checked_images.json"
+def _cache_file(any_size: bool = False) -> Path:
+    """Return the file with the results of the checks that allow any size, or of those that do not."""
+    return cache_folder() / ("checked_images_of_any_size.json" if any_size else "checked_images.json")
 
 
 def _reader() -> list[object]:
     """Return everything besides a file that the result of a check depends on."""
-    settings = [ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS]
+    settings = [ImageFile.LOAD_TRUNCATED_IMAGES, max_pixels()]
     return [CACHE_VERSION, PIL.__version__, *READABLE, *settings]
 
 
@@ -148,21 +151,26 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def check_files(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Checked]:
+def check_files(
+    paths: Sequence[Path],
+    progress: Callable[[int, int], None] | None = None,
+    any_size: bool = False,
+) -> list[Checked]:
     """Check ``paths`` and return the results in order.
 
-    For files that have not changed since an earlier check, the result comes from the cache. ``progress`` is
-    called with the number of files checked so far and the total, after every file and several times per
-    second while one takes long. An exception that it raises ends the checks at once.
+    ``any_size`` is as in ``image_file.open_image``. For files that have not changed since an earlier check,
+    the result comes from the cache. ``progress`` is called with the number of files checked so far and the
+    total, after every file and several times per second while one takes long. An exception that it raises
+    ends the checks at once.
     """
-    cache_file = _cache_file()
+    cache_file = _cache_file(any_size)
     cache = _read_cache(cache_file)
 
     def check(path: Path) -> Checked:
         known = cache.get(str(path.absolute()))
         if known is not None and known.is_untouched():
             return known
-        return check_file(path.absolute())
+        return check_file(path.absolute(), any_size)
 
     results: list[Checked] = []
 

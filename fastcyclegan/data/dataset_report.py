@@ -49,6 +49,10 @@ class ReportConfig:
     #: List images as small if a side is shorter than this many pixels (or the height and the width than these
     #: two numbers), because training would enlarge them or reject them.
     crop_size: CropSize = DataConfig.crop_size
+    #: Examine images of any size, as far as the memory allows. By default, images above 179 megapixels, those
+    #: that take more than 1 GiB to decode, and JPEG files of more than 100 scans are broken. A small
+    #: file can claim any amount of memory and time, so only use this for files that you trust.
+    allow_decompression_bombs: bool = False
 
     def __post_init__(self) -> None:
         if (self.dir is None) == (self.data_A is None and self.data_B is None):
@@ -117,7 +121,9 @@ def report_dataset(config: ReportConfig, console: Console) -> bool:
     reports = []
     with console:
         for name, folder in folders.items():
-            reports.append(examine_folder(name, folder, config.crop_size, partial(_progress, console, name)))
+            progress = partial(_progress, console, name)
+            options = (config.crop_size, progress, config.allow_decompression_bombs)
+            reports.append(examine_folder(name, folder, *options))
     groups = duplicates(reports)
     _log(reports, groups, config.crop_size, console)
     title = _title(config.dir, folders)

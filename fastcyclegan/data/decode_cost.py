@@ -1,7 +1,8 @@
 """Bound the memory and the time that decoding images takes.
 
 A file of a few bytes can declare an image of gigabytes, and a progressive JPEG can take any number of passes.
-Whether an image exceeds the bounds depends only on its file, not on the machine.
+Whether an image exceeds the bounds depends only on its file, not on the machine. A caller can allow images
+beyond the bounds, which the machine's free memory alone then limits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 from PIL import ImageFile
 
+from fastcyclegan.data.pixel_limit import max_pixels
 from fastcyclegan.data.plain_files import jpeg_scans
 
 GIB = 2**30
@@ -20,6 +22,8 @@ MOST_BYTES = GIB
 """Maximum number of bytes that decoding an image may take, and all images that a process decodes at once."""
 MOST_SCANS = 100
 """Maximum number of passes over a JPEG image. Encoders write about ten."""
+WAY_OUT = "pass --allow_decompression_bombs"
+"""The end of a message about an image that costs too much."""
 
 # Bytes per pixel and channel that decoders need besides the decoded image, measured with Pillow 13. They hold
 # coefficients, samples of 32 bits, a canvas, or a second copy.
@@ -71,19 +75,35 @@ def _has_several_scans(image: ImageFile.ImageFile, data: bytes) -> bool:
     return "progressive" in image.info or jpeg_scans(data, 2) > 1
 
 
-def require_bounded(image: ImageFile.ImageFile, data: bytes) -> int:
-    """Return ``bytes_to_decode``. Raises ValueError if decoding ``image`` would cost too much."""
-    needed = bytes_to_decode(image, data)
+def too_many_pixels() -> str:
+    """Return why an image is refused that has more than ``max_pixels``."""
+    return f"it has more than {max_pixels():,} pixels; make the image smaller or {WAY_OUT}"
+
+
+def excess(image: ImageFile.ImageFile, data: bytes) -> str:
+    """Return why decoding ``image`` would cost too much, or "" if it would not."""
+    most, needed = max_pixels(), bytes_to_decode(image, data)
+    if most is not None and image.width * image.height > most:
+        return too_many_pixels()
     if needed > MOST_BYTES:
-        raise ValueError(
+        return (
             f"decoding its {image.width}x{image.height} pixels takes {needed / GIB:.1f} GiB of memory, and"
-            f" the limit is {MOST_BYTES / GIB:g} GiB; make the image smaller"
+            f" the limit is {MOST_BYTES / GIB:g} GiB; make the image smaller or {WAY_OUT}"
         )
     if image.format in ("JPEG", "MPO") and jpeg_scans(data, MOST_SCANS + 1) > MOST_SCANS:
-        raise ValueError(
-            f"it has more than {MOST_SCANS} scans, which would take long to decode; save the image again"
+        return (
+            f"it has more than {MOST_SCANS} scans, which would take long to decode; save the image again or"
+            f" {WAY_OUT}"
         )
-    return needed
+    return ""
+
+
+def require_bounded(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return ``bytes_to_decode``. Raises ValueError if decoding ``image`` would cost too much."""
+    reason = excess(image, data)
+    if reason:
+        raise ValueError(reason)
+    return bytes_to_decode(image, data)
 
 
 class Budget:

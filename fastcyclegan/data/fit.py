@@ -19,6 +19,7 @@ from fastcyclegan.data.image_file import (
     open_image,
 )
 from fastcyclegan.data.sample_plan import View
+from fastcyclegan.errors import UserError
 from fastcyclegan.settings.crop_size import CropSize, sides_of
 
 
@@ -28,6 +29,20 @@ def _nearest_multiple(side: int, multiple: int) -> int:
     Ties round to even, as in the official code.
     """
     return max(round(side / multiple) * multiple, multiple, 8)
+
+
+FILE_CHANNELS = (1, 3)
+"""The numbers of channels of images that are read from files: gray and colour."""
+
+
+def require_file_channels(config: ModelConfig) -> None:
+    """Raise UserError if the images of the networks of ``config`` cannot be read from files."""
+    for name, channels in (("input_nc", config.input_nc), ("output_nc", config.output_nc)):
+        if channels not in FILE_CHANNELS:
+            raise UserError(
+                f"{name} is {channels}, but images from files have 3 channels (colour) or 1 (gray): pass"
+                " loaders of your own to CycleGAN.fit"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,8 +68,9 @@ class Fit:
     """Settings that determine how the images of one domain are resized, cropped and converted.
 
     The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size``: the side of
-    a square, or height and width. ``channels`` is 1 or 3. Two modes are not available on the command line:
-    "keep", the default, neither resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
+    a square, or height and width. ``channels`` is 1 or 3, and ``any_size`` is as in
+    ``image_file.open_image``. Two modes are not available on the command line: "keep", the default, neither
+    resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
     """
 
     preprocess: Preprocess | Literal["keep", "square"] = "keep"
@@ -62,11 +78,13 @@ class Fit:
     crop_size: CropSize = 0
     channels: int = 3
     multiple: int = 4
+    any_size: bool = False
 
     @classmethod
     def of(cls, config: DataConfig, channels: int = 3, multiple: int = 4) -> Fit:
         """Return the fit for ``config`` and a network that needs sides that are multiples of ``multiple``."""
-        return cls(config.preprocess, config.load_size, config.crop_size, channels, multiple)
+        sizes = config.load_size, config.crop_size
+        return cls(config.preprocess, *sizes, channels, multiple, config.allow_decompression_bombs)
 
     def resized(self, size: Size) -> Size:
         """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
@@ -122,7 +140,7 @@ def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
     ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
     it does not fit into the memory, and another UserError if the machine has no file descriptors left.
     """
-    image = open_image(path, fit.channels, warn)
+    image = open_image(path, fit.channels, warn, fit.any_size)
     reason = fit.too_small(image.size)
     if reason:
         raise BadImageError(path, reason)

@@ -74,14 +74,21 @@ def _thumb(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def examine_folder(
-    name: str, folder: Path, crop_size: CropSize, progress: Callable[[int, int], None]
+    name: str,
+    folder: Path,
+    crop_size: CropSize,
+    progress: Callable[[int, int], None],
+    any_size: bool = False,
 ) -> FolderReport:
-    """Read every image in ``folder`` and report on it. Raises UserError if it contains no images."""
+    """Read every image in ``folder`` and report on it. Raises UserError if it contains no images.
+
+    ``any_size`` is as in ``image_file.open_image``.
+    """
     found = find_files(folder)
     if not found.images:
         raise no_images(found)
     paths = [path.absolute() for path in found.images]
-    report = FolderReport(name, folder, check_files(paths))
+    report = FolderReport(name, folder, check_files(paths, any_size=any_size))
     report.passed_over, report.unreadable = found.counted_others(), found.unreadable
     height, width = sides_of(crop_size)
     report.small = [file for file in report.good if file.width < width or file.height < height]
@@ -90,7 +97,7 @@ def examine_folder(
     for file in report.small[:THUMBS]:
         shown.add(file.path)
     total, squares, count = np.zeros((MEAN_SIDE, MEAN_SIDE, 3)), 0.0, 0
-    for path, pixels in _pixels_of(report.good):
+    for path, pixels in _pixels_of(report.good, Fit(any_size=any_size)):
         report.hashes[path] = _hash(pixels)
         if path in shown:
             report.thumbs[path] = _thumb(pixels)
@@ -105,10 +112,10 @@ def examine_folder(
     return report
 
 
-def _pixels_of(files: Sequence[Checked]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _pixels_of(files: Sequence[Checked], fit: Fit) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield the path and the pixels of each of ``files``."""
     cpu = torch.device("cpu")
-    reader = make_reader(choose("auto", cpu), Fit(), cpu, lambda text: None)
+    reader = make_reader(choose("auto", cpu), fit, cpu, lambda text: None)
     for job, row in reader.read(Job(Path(file.path), None, file) for file in files):
         if isinstance(row, BadImageError):  # the file broke after it was checked
             if row.is_lack_of_memory:

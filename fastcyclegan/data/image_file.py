@@ -26,9 +26,13 @@ from fastcyclegan.data.decode_cost import (
     FILES,
     GIB,
     MOST_BYTES,
+    WAY_OUT,
+    bytes_to_decode,
     bytes_to_open,
+    excess,
     require_bounded,
     stored_bytes,
+    too_many_pixels,
 )
 from fastcyclegan.data.eight_bits import (
     brightest_of,
@@ -38,7 +42,9 @@ from fastcyclegan.data.eight_bits import (
     is_dark,
     require_supported,
 )
+from fastcyclegan.data.host_memory import available_memory
 from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
+from fastcyclegan.data.pixel_limit import beyond_limit, open_beyond_limit
 from fastcyclegan.data.plain_files import ends_in_a_scan, fault_in_png, is_plain_jpeg, is_plain_png
 from fastcyclegan.errors import UserError, one_line, system_reason
 
@@ -149,21 +155,41 @@ def upright(image: Image.Image, channels: int = 3) -> Image.Image:
         raise BadImageError("the image", " ".join(str(error).split())) from None
 
 
-def _file_size(path: Path | str) -> int:
-    """Return the size in bytes of ``path``, which must be a regular file that is not enormous."""
+def _file_size(path: Path | str, any_size: bool) -> int:
+    """Return the size in bytes of a regular file, which must not be enormous unless ``any_size`` is set."""
     info = Path(path).stat()
     if not stat.S_ISREG(info.st_mode):  # reading a pipe would block forever
         raise BadImageError(path, "not a regular file", is_lasting=False)
-    if info.st_size > MOST_BYTES:
-        size = f"{info.st_size / GIB:.1f} GiB"
-        raise ValueError(f"the file is too large ({size}, and the limit is {MOST_BYTES / GIB:g} GiB)")
+    if info.st_size > MOST_BYTES and not any_size:
+        size = f"{info.st_size / GIB:.1f} GiB, and the limit is {MOST_BYTES / GIB:g} GiB"
+        raise ValueError(f"the file is too large ({size}); make it smaller or {WAY_OUT}")
+    _require_memory(path, info.st_size)
     return info.st_size
 
 
-def _opened(data: bytes, suffix: str = "") -> ImageFile.ImageFile:
-    """Read the header of an encoded image of a supported format, from a file with ``suffix``."""
+def _require_memory(path: Path | str, needed: int) -> None:
+    """Raise LackOfMemoryError if an image needs more memory than is free.
+
+    What all images may need is not compared, so the result for such an image depends on its file alone.
+    """
+    free = available_memory() if needed > MOST_BYTES else None
+    if free is not None and needed > free:
+        reason = f"it needs about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free"
+        raise LackOfMemoryError(path, reason)
+
+
+def _opened(data: bytes, suffix: str = "", any_size: bool = False) -> ImageFile.ImageFile:
+    """Read the header of an encoded image of a supported format, from a file with ``suffix``.
+
+    Raises DecompressionBombError for an image beyond Pillow's limit, unless ``any_size`` is set.
+    """
     formats = [name for name in READABLE if name not in BY_SUFFIX or suffix.lower() in FORMATS[name]]
-    image = Image.open(BytesIO(data), formats=formats)
+    try:
+        image = Image.open(BytesIO(data), formats=formats)
+    except Image.DecompressionBombError:
+        if not any_size:
+            raise
+        image = open_beyond_limit(data, formats)
     if image.format == "TIFF":
         silence_libtiff()
     return image
@@ -188,19 +214,36 @@ class _Decoded:
     has_sixteen_bits: bool
 
 
+def _bytes_of_any_size(path: Path | str, image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return ``bytes_to_decode``. Raises LackOfMemoryError if that and a copy of the image do not fit."""
+    needed = bytes_to_decode(image, data)
+    _require_memory(path, needed + 4 * image.width * image.height)
+    return needed
+
+
 @contextlib.contextmanager
-def _decoding(path: Path | str) -> Iterator[_Decoded]:
+def _decoding(path: Path | str, any_size: bool = False) -> Iterator[_Decoded]:
     """Decode an image file, and convert all errors, also those of the body, to those of ``open_image``."""
     needed = 0
     try:
-        with FILES.holding(_file_size(path)):
+        with FILES.holding(_file_size(path, any_size)):
             data = Path(path).read_bytes()
-            needed = bytes_to_open(data)
-            image = _opened(data, Path(path).suffix)
-            needed = require_bounded(image, data)
+            opening = bytes_to_open(data)
+            if any_size:
+                _require_memory(path, opening)
+            if any_size or opening <= MOST_BYTES:  # otherwise, the image is refused
+                needed = opening
+            image = _opened(data, Path(path).suffix, any_size)
+            if any_size:
+                needed = _bytes_of_any_size(path, image, data)
+            else:
+                needed = require_bounded(image, data)
             is_deep = any(";16" in str(tile[3]) for tile in image.tile[:1])
             with DECODED.holding(max(needed, 2 * stored_bytes(image))):
-                image.load()
+                if any_size:
+                    beyond_limit(image.load)
+                else:
+                    image.load()
                 require_supported(image)
                 _require_complete(image, data)
                 yield _Decoded(image, data, is_deep or has_sixteen_bits(image))
@@ -208,18 +251,23 @@ def _decoding(path: Path | str) -> Iterator[_Decoded]:
         raise BadImageError(path, "no such file", is_lasting=False) from None
     except Image.UnidentifiedImageError:
         raise BadImageError(path, "not an image in one of the supported formats") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(path, too_many_pixels()) from None
     except Exception as error:
         raise reading_error(path, error, needed) from None
 
 
-def open_image(path: Path | str, channels: int = 3, warn: Warn | None = None) -> Image.Image:
+def open_image(
+    path: Path | str, channels: int = 3, warn: Warn | None = None, any_size: bool = False
+) -> Image.Image:
     """Decode an image file and return it upright, in mode RGB (3 channels) or L (1).
 
-    ``warn`` is called with a warning if the file stores 16-bit values, but uses few of the bits. Raises
+    ``warn`` is called with a warning if the file stores 16-bit values, but uses few of the bits. An image
+    that costs too much memory or time (see ``decode_cost``) is a fault, unless ``any_size`` is set. Raises
     BadImageError for every fault of the file, LackOfMemoryError if it does not fit into the memory, and
     another UserError if the machine has no file descriptors left.
     """
-    with _decoding(path) as decoded:
+    with _decoding(path, any_size) as decoded:
         if warn is not None and decoded.has_sixteen_bits:
             brightest = brightest_of(decoded.image)
             if is_dark(brightest):
@@ -243,7 +291,7 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
         return BadImageError(path, system_reason(error), is_lasting=False)
     # Pillow's decoders raise almost anything on a broken file. The messages of some errors are about Python.
     reason = one_line(error)
-    if not isinstance(error, (OSError, ValueError, SyntaxError, Image.DecompressionBombError)):
+    if not isinstance(error, (OSError, ValueError, SyntaxError)):
         reason = f"it is damaged ({reason})"
     elif reason.removeprefix("-").isdecimal():  # earlier versions of Pillow give only a number
         reason = f"decoder error {reason}"
@@ -253,8 +301,6 @@ def reading_error(path: Path | str, error: Exception, needed: int = 0) -> UserEr
 def _is_lack_of_memory(error: Exception, needed: int) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    if needed > MOST_BYTES:  # never attempted
-        return False
     # Some decoders report a lack of memory as a broken file, so find out whether the memory is there.
     try:
         np.empty(needed, np.uint8)
@@ -277,16 +323,18 @@ class Examined:
     brightest: int | None = None
 
 
-def examine(path: Path | str) -> Examined:
+def examine(path: Path | str, any_size: bool = False) -> Examined:
     """Decode an image file completely. Raises the same errors as ``open_image``."""
-    with _decoding(path) as decoded:
+    with _decoding(path, any_size) as decoded:
         image, size = decoded.image, decoded.image.size
         orientation = image.getexif().get(ORIENTATION, 1)
         eight_bits(image.crop((0, 0, 1, 1)), 3)  # raises what the conversion of the whole image would raise
         if orientation in (5, 6, 7, 8):  # stored with width and height swapped
             size = image.height, image.width
         brightest = brightest_of(image) if decoded.has_sixteen_bits else None
-        found = Examined(size, image.mode, _is_plain(image, decoded.data), brightest)
+        # Other decoders have no bounds, and are not tried on what exceeds them.
+        plain = _is_plain(image, decoded.data) and not excess(image, decoded.data)
+        found = Examined(size, image.mode, plain, brightest)
         image.close()
         if size[0] * size[1] >= _LARGE:  # before another thread decodes its image
             return_memory()

@@ -55,10 +55,17 @@ def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def _shown(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return an image that shows ``pixels`` [H, W, C] with any number of channels, as ``draw_grid`` does."""
+    count = 3 if pixels.shape[2] >= 3 else 1
+    return to_image(np.ascontiguousarray(pixels[:, :, :count]))
+
+
 def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image:
     """Draw a grid with one labelled column per entry of ``columns`` and one row per image.
 
-    Images are [H, W, C] uint8. Those in the same row may differ in size.
+    Images are [H, W, C] uint8. Those in the same row may differ in size. The first three channels are shown
+    as red, green and blue; of one or two channels, the first as gray.
     """
     font = ImageFont.load_default(12)
     widths = []
@@ -77,7 +84,7 @@ def draw_grid(columns: Mapping[str, Sequence[NDArray[np.uint8]]]) -> Image.Image
         pen.text((left, 2), label, fill="black", font=font)
         top = _LABEL + _GAP
         for image, height in zip(images, heights, strict=True):
-            grid.paste(to_image(image).convert("RGB"), (left, top))
+            grid.paste(_shown(image).convert("RGB"), (left, top))
             top += height + _GAP
         left += width + _GAP
     return grid

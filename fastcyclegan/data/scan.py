@@ -254,7 +254,8 @@ def usable_images(
     bad = []
     good = {}
     fit = Fit.of(config, multiple=required.size_multiple)
-    for path, checked in zip(paths, check_files(paths, progress), strict=True):
+    checks = check_files(paths, progress, config.allow_decompression_bombs)
+    for path, checked in zip(paths, checks, strict=True):
         reason = checked.error
         if not reason:
             reason = too_small(checked, fit, required)

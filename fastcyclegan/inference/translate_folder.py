@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from fastcyclegan.inference.batches import FittingTranslator, Translated, gather
 from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.precision_check import check, choose_precision
-from fastcyclegan.inference.translator import Translator
+from fastcyclegan.inference.translator import Translator, require_file_channels
 from fastcyclegan.inference.writer import Writer
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.nn.torch_defaults import usual_modes
@@ -79,6 +79,10 @@ class TranslateConfig:
     #: an image that cannot be read ends the program, and if one does not fit, the others are translated and
     #: the exit code is 1. The exit code is always 1 if the network's output is not a number for an image.
     skip_bad_images: bool = False
+    #: Read images of any size, as far as the memory allows. By default, images above 179 megapixels, those
+    #: that take more than 1 GiB to decode, and JPEG files of more than 100 scans are bad images. A small
+    #: file can claim any amount of memory and time, so only use this for files that you trust.
+    allow_decompression_bombs: bool = False
     #: Image loader: dali (NVIDIA DALI, on the GPU if there is one) or folder (Pillow). auto uses dali for 64
     #: images or more, if it is installed and works.
     loader: Literal["auto", "dali", "folder"] = "auto"
@@ -317,6 +321,7 @@ def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
     require_impl(config.impl, device)
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
     net = load_generator(file, impl=config.impl, key=config.key)
+    require_file_channels(net)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = config.compile and _can_compile(net, device, console)
     precision, why = str(config.precision), ""
@@ -340,9 +345,10 @@ def _can_compile(net: nn.Module, device: torch.device, console: Console) -> bool
 
 
 def _fit(config: TranslateConfig, translator: Translator) -> Fit:
+    fit = Fit(channels=translator.channels, any_size=config.allow_decompression_bombs)
     if config.resize is None:
-        return Fit(channels=translator.channels)
-    return Fit("square", config.resize, channels=translator.channels)
+        return fit
+    return replace(fit, preprocess="square", load_size=config.resize)
 
 
 def _images(count: int) -> str:

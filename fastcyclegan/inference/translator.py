@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from fastcyclegan.data.fit import FILE_CHANNELS
 from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.errors import UserError
@@ -48,6 +49,26 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
     return pixels
 
 
+def input_channels(net: nn.Module) -> int:
+    """Return how many channels the first convolution of ``net`` takes."""
+    return next(p for p in net.parameters() if p.dim() == 4).shape[1]
+
+
+def require_file_channels(net: nn.Module, returned: int | None = None) -> None:
+    """Raise UserError if ``net`` does not translate between images as files contain them.
+
+    ``returned`` is the number of channels of its images; by default, the one that the network records.
+    """
+    taken = input_channels(net)
+    if returned is None:
+        returned = getattr(net, "arguments", {}).get("output_nc", taken)
+    if not {taken, returned} <= set(FILE_CHANNELS):
+        raise UserError(
+            f"the network translates images of {taken} channels to {returned}, but images from files have 3"
+            f" (colour) or 1 (gray): pass float tensors [{taken}, H, W] to CycleGAN.translate"
+        )
+
+
 class Translator:
     """Applies a generator to images of any size. The images can be on the host or on the generator's device.
 
@@ -69,8 +90,7 @@ class Translator:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.log, self.compiled = device, log, compiled
         self.engine = InferenceEngine(net, precision, compiled, log) if engine is None else engine
-        first = next(p for p in net.parameters() if p.dim() == 4)
-        self.channels, self.multiple = first.shape[1], int(getattr(net, "size_multiple", 4))
+        self.channels, self.multiple = input_channels(net), int(getattr(net, "size_multiple", 4))
 
     def in_precision(self, precision: str) -> Translator:
         """Return this translator if it has that precision, otherwise another one of the same network."""
@@ -141,23 +161,25 @@ def translate_images(
     device: torch.device,
     precision: str = "fp32",
     batch_size: int = 8,
+    any_size: bool = False,
 ) -> Any:
     """Translate an image, or a list of images, with the generator ``net``.
 
     Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
     path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
-    in [-1, 1]. Raises BadImageError for a file that cannot be read, UserError for an image that the network
-    gives no numbers for, and ValueError or TypeError for anything that is not such an image.
+    in [-1, 1]. ``any_size`` is as in ``open_image``. Raises BadImageError for a file that cannot be read,
+    UserError for an image that the network gives no numbers for, and ValueError or TypeError for anything
+    that is not such an image.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     translator = Translator(net, device, precision, engine=engine_of(net, precision))
     if not isinstance(images, (list, tuple)):
-        return _translate([images], translator, batch_size)[0]
-    return _translate(images, translator, batch_size)
+        return _translate([images], translator, batch_size, any_size)[0]
+    return _translate(images, translator, batch_size, any_size)
 
 
-def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -> list[Any]:
+def _translate(images: Sequence[Any], translator: Translator, batch_size: int, any_size: bool) -> list[Any]:
     """Translate ``images``. Images of equal size are translated in batches, except for tensors."""
     results: list[Any] = [None] * len(images)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
@@ -167,13 +189,15 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int) -
         for (place, _), translation in zip(batch, translations, strict=True):
             if translation is None:
                 raise UserError(no_numbers(_name_of(images[place], place, len(images))))
+            if not isinstance(images[place], np.ndarray):
+                require_file_channels(translator.net, translation.shape[2])
             results[place] = _to_type_of(translation, images[place])
 
     for place, image in enumerate(images):
         if isinstance(image, Tensor):
             results[place] = _tensor(image, translator)
             continue
-        pixels = torch.from_numpy(_pixels(image, translator.channels))
+        pixels = torch.from_numpy(_pixels(image, translator, any_size))
         shape = tuple(pixels.shape)
         batch = waiting.setdefault(shape, [])
         batch.append((place, pixels))
@@ -191,12 +215,15 @@ def _name_of(image: Any, place: int, count: int) -> str:
     return "the image" if count == 1 else f"image {place + 1} of {count}"
 
 
-def _pixels(image: Any, channels: int) -> NDArray[np.uint8]:
+def _pixels(image: Any, translator: Translator, any_size: bool) -> NDArray[np.uint8]:
     """Return uint8 pixels [H, W, C] of a path, a PIL image or an array."""
+    channels = translator.channels
     if isinstance(image, np.ndarray):
         return _pixels_of_array(image, channels)
+    if isinstance(image, (str, Path, Image.Image)):
+        require_file_channels(translator.net)
     if isinstance(image, (str, Path)):
-        opened = open_image(image, channels, _warn)
+        opened = open_image(image, channels, _warn, any_size)
     elif isinstance(image, Image.Image):
         if not image.width or not image.height:
             raise ValueError(

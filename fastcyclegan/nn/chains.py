@@ -120,9 +120,18 @@ def run_chains(
 def _last_weights(positions: Sequence[tuple[Layers, Layers | None]]) -> int | None:
     """Return the index of the last position whose convolutions are computed here, or None."""
     for index, (layers, _) in reversed(list(enumerate(positions))):
-        if is_conv(layers[0]) or untouched(layers[0], ResidualBlock, UnetBlock):
+        if is_conv(layers[0]) or _is_block(layers[0], ResidualBlock, UnetBlock):
             return index
     return None
+
+
+def _is_block(layer: Any, *kinds: type[ResidualBlock] | type[UnetBlock]) -> bool:
+    """Return whether ``layer`` is one of ``kinds``, with the forward of its class and no hooks.
+
+    It may be of a derived class, which may build other layers and, for ``UnetBlock``, change the skip.
+    """
+    same = [kind for kind in kinds if isinstance(layer, kind) and type(layer).forward is kind.forward]
+    return bool(same) and untouched(layer, type(layer))
 
 
 def _without_pending(chain: Chain, x: Tensor, cancelled: list[Tensor] | None, impl: Impl) -> Deferred:
@@ -158,9 +167,9 @@ def _step(
         deferred.norm = layer
     elif act is not None and deferred.norm is not None and deferred.act == "none":
         deferred.act, deferred.slope = act
-    elif untouched(layer, ResidualBlock):
+    elif _is_block(layer, ResidualBlock):
         deferred.x = _run_blocks(layers, deferred.flush(), cancelled, deferred.impl)
-    elif untouched(layer, UnetBlock):
+    elif _is_block(layer, UnetBlock):
         _descend(deferred, layers, following, cancelled)
     else:
         deferred.call_layers(layers)
@@ -274,10 +283,14 @@ class UnetBlock(reference.UnetBlock):
     sequential = Chain
     tanh = FloatTanh
 
+    def skip(self, x: Tensor) -> Tensor:
+        """Return what the skip carries for the input x. Before a ReLU, LeakyReLU(x) makes no difference."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             y = self.model(x)
-            return y if self.outermost else torch.cat([x, y], dim=-3)
+            return y if self.outermost else torch.cat([self.skip(x), y], dim=-3)
         else:
             return self._run(x)
 
@@ -288,7 +301,7 @@ class UnetBlock(reference.UnetBlock):
             if impl != "reference":
                 return _in_layout_for(run_levels((self,), x, None, False, impl), x, self, impl)
         y: Tensor = chain(x)
-        return y if self.outermost else torch.cat([x, y], dim=-3)
+        return y if self.outermost else torch.cat([self.skip(x), y], dim=-3)
 
 
 def run_levels(
@@ -303,9 +316,13 @@ def run_levels(
     If ``activated`` is true, the level's first LeakyReLU has already been applied to x. See ``run_chains``
     for ``cancelled``.
     """
-    if not untouched(blocks[0].model, Chain):
-        y: Tensor = blocks[0].model(x)
+    block = blocks[0]
+    if not untouched(block.model, Chain):
+        y: Tensor = block.model(x)
     else:
         start = 1 if activated else 0
         y = run_chains([block.model for block in blocks], x, None, cancelled, start, impl)
-    return y if blocks[0].outermost else torch.cat([x, y], dim=-3)
+    if block.outermost:
+        return y
+    skip = x if activated else block.skip(x)
+    return torch.cat([skip, y], dim=-3)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -37,10 +38,28 @@ def _chains(net: nn.Module) -> list[Chain]:
     return [module for module in net.modules() if isinstance(module, Chain)]
 
 
-def _set_up(net: nn.Module, impl: str, recompute: bool) -> None:
+def set_up(net: nn.Module, impl: str, recompute: bool) -> None:
+    """Set the implementation that computes ``net``, and what its chains keep; see ``Generator``."""
     set_impl(net, impl)
     for chain in _chains(net):
         chain.recompute = recompute
+
+
+@contextlib.contextmanager
+def twice_differentiable(net: object) -> Iterator[None]:
+    """Let PyTorch's operators compute those parts of ``net`` for which "auto" could select Triton's kernels.
+
+    The kernels cannot be differentiated twice. If ``impl`` demands them, they still compute the network.
+    """
+    chains = _chains(net) if isinstance(net, nn.Module) else []
+    chosen = [chain for chain in chains if chain.impl == "auto"]
+    for chain in chosen:
+        chain.impl = "reference"
+    try:
+        yield
+    finally:
+        for chain in chosen:
+            chain.impl = "auto"
 
 
 def computed_by(net: nn.Module) -> str:
@@ -58,7 +77,7 @@ def computed_by(net: nn.Module) -> str:
         return f"does not support {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"
 
 
-def _in_any_layout(norm: Norm, affine: bool) -> Norm:
+def in_any_layout(norm: Norm, affine: bool) -> Norm:
     """Return ``norm`` with torch's InstanceNorm2d replaced by ``reference.InstanceNorm2d``.
 
     The gradient of the replacement is correct in every memory layout.
@@ -122,11 +141,11 @@ class Generator(reference.Generator, Pretrained, Fast):
         padding_type: str = "reflect",
         downsample: str = "stride",
     ) -> None:
-        safe_norm = _in_any_layout(norm, affine)
+        safe_norm = in_any_layout(norm, affine)
         options = {"use_dropout": use_dropout, "upsample": upsample, "padding_type": padding_type}
         options |= {"downsample": downsample}
         super().__init__(input_nc, output_nc, ngf, n_blocks, safe_norm, affine, **options)  # type: ignore[arg-type]
-        _set_up(self, impl, recompute)
+        set_up(self, impl, recompute)
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "ngf": ngf, "n_blocks": n_blocks}
         self.arguments = {**sizes, "norm": norm, "affine": affine, **options}
 
@@ -160,9 +179,9 @@ class UnetGenerator(reference.UnetGenerator, Pretrained, Fast):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        safe_norm = _in_any_layout(norm, affine)
+        safe_norm = in_any_layout(norm, affine)
         super().__init__(input_nc, output_nc, num_downs, ngf, safe_norm, use_dropout, affine)
-        _set_up(self, impl, recompute)
+        set_up(self, impl, recompute)
         sizes = {"input_nc": input_nc, "output_nc": output_nc, "num_downs": num_downs, "ngf": ngf}
         self.arguments = {**sizes, "norm": norm, "use_dropout": use_dropout, "affine": affine}
 
@@ -193,8 +212,8 @@ class Discriminator(reference.Discriminator):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, ndf, n_layers, _in_any_layout(norm, affine), affine)
-        _set_up(self, impl, recompute)
+        super().__init__(input_nc, ndf, n_layers, in_any_layout(norm, affine), affine)
+        set_up(self, impl, recompute)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
@@ -219,8 +238,8 @@ class PixelDiscriminator(reference.PixelDiscriminator):
         recompute: bool = True,
         affine: bool = False,
     ) -> None:
-        super().__init__(input_nc, ndf, _in_any_layout(norm, affine), affine)
-        _set_up(self, impl, recompute)
+        super().__init__(input_nc, ndf, in_any_layout(norm, affine), affine)
+        set_up(self, impl, recompute)
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():

@@ -49,11 +49,12 @@ def _samples(run: Run) -> dict[str, str]:
     if images is None:
         counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations per epoch"
         return {"samples": f"from the caller's loaders, {counts}"}
+    any_size = ", of any size (--allow_decompression_bombs)" if data.allow_decompression_bombs else ""
     train = f"{len(images.train_A)} of domain A and {len(images.train_B)} of domain B for training"
     held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
     batches = f"batch size {data.batch_size}, {per_epoch} iterations per epoch"
     return {
-        "images": f"{train}, {held_out}",
+        "images": f"{train}, {held_out}{any_size}",
         "samples": f"{data.preprocess}, {_size(data)}, {batches}",
         "loader": str(run.choice),
     }

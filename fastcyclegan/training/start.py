@@ -18,7 +18,7 @@ from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
 from fastcyclegan.data.equal_sizes import required_size
-from fastcyclegan.data.fit import Fit, ImageRequirements
+from fastcyclegan.data.fit import Fit, ImageRequirements, require_file_channels
 from fastcyclegan.data.loader import Loader, Log, Source
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Images, find_images
@@ -88,6 +88,8 @@ def start(
     require_impl(config.model.impl, device)
     if config.run.use_wandb:
         import_wandb()
+    if overrides.loaders is None:
+        require_file_channels(config.model)
     folder: RunFolder | None = None
     if overrides.files:
         folder = RunFolder(config, log)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastcyclegan.config import DataConfig, Preprocess
-from fastcyclegan.data.cached_loader import CachedLoader, bytes_needed, cache_images, free_memory
+from fastcyclegan.data.cached_loader import CachedLoader, bytes_needed, cache_images
 from fastcyclegan.data.choose_loader import choose, make_loader
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
@@ -49,7 +49,6 @@ def test_rejects_images_that_do_not_fit_before_reading_them(tmp_path: Path) -> N
         UserError, match=r"--cache ram: the images need 0 MiB, more than half of the 0 MiB that are free; use"
     ):
         cache_images((a, b), [PillowReader(a.fit, 1)] * 2, CPU, free=2 * 8 * 24 * 24 * 3 - 1)
-    assert free_memory(CPU) > 2**20
 
 
 @pytest.mark.parametrize("kind", ["folder", "dali"])

@@ -28,9 +28,9 @@ def test_a_file_is_decoded_once_until_it_changes(dataset: Path, monkeypatch: pyt
     decoded: list[str] = []
     check = checked_files.check_file
 
-    def counted(path: Path) -> checked_files.Checked:
+    def counted(path: Path, *options: bool) -> checked_files.Checked:
         decoded.append(path.name)
-        return check(path)
+        return check(path, *options)
 
     monkeypatch.setattr(checked_files, "check_file", counted)
     paths = list_images(dataset / "trainA")
@@ -110,7 +110,7 @@ def test_a_folder_in_place_of_the_cache_does_not_matter(dataset: Path) -> None:
 def test_an_exception_of_progress_ends_the_checks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[Path] = []
 
-    def slow(path: Path) -> checked_files.Checked:
+    def slow(path: Path, *options: bool) -> checked_files.Checked:
         checks.append(path)
         time.sleep(0.01)
         return checked_files.Checked(str(path), -1, -1)
@@ -132,7 +132,7 @@ def test_a_file_that_hangs_does_not_keep_progress_from_being_called(
     hang, check = threading.Event(), checked_files.check_file
     paths = list_images(dataset / "trainA")
 
-    def hanging(path: Path) -> checked_files.Checked:
+    def hanging(path: Path, *options: bool) -> checked_files.Checked:
         if path.name == paths[2].name:
             hang.wait()
         return check(path)
@@ -250,7 +250,9 @@ def test_what_is_written_during_the_check_is_not_remembered(
         assert "truncated" in errors(dataset)[0]
     decoded: list[str] = []
     check = checked_files.check_file
-    monkeypatch.setattr(checked_files, "check_file", lambda file: decoded.append(file.name) or check(file))
+    monkeypatch.setattr(
+        checked_files, "check_file", lambda *file: decoded.append(file[0].name) or check(*file)
+    )
     errors(dataset)
     assert decoded == ["000.png"]
 
@@ -266,7 +268,9 @@ def test_results_of_another_decoder_are_not_used(
     errors(dataset)
     decoded: list[str] = []
     check = checked_files.check_file
-    monkeypatch.setattr(checked_files, "check_file", lambda file: decoded.append(file.name) or check(file))
+    monkeypatch.setattr(
+        checked_files, "check_file", lambda *file: decoded.append(file[0].name) or check(*file)
+    )
     errors(dataset)
     assert decoded == []
     monkeypatch.setattr(target, value)
@@ -333,3 +337,22 @@ def test_the_cache_is_a_file_in_the_cache_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
     errors(dataset)
     assert [path.name for path in (tmp_path / "c" / "fastcyclegan").iterdir()] == ["checked_images.json"]
+
+
+def test_verdicts_about_the_size_hold_for_their_own_setting(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is too large stays so without permission, and good with it, whatever was checked before."""
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)
+    paths = list_images(dataset / "trainA")
+    decoded: list[str] = []
+    check = checked_files.check_file
+    monkeypatch.setattr(
+        checked_files, "check_file", lambda *file: decoded.append(file[0].name) or check(*file)
+    )
+    for _ in range(2):
+        refused, allowed = check_files(paths), check_files(paths, any_size=True)
+        assert all("it has more than 400 pixels" in checked.error for checked in refused)
+        assert not any(checked.error or checked.plain for checked in allowed)
+        assert {(checked.width, checked.height) for checked in allowed} == {(24, 20)}
+    assert len(decoded) == 2 * len(paths)  # the second results come from the caches

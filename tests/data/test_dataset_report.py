@@ -54,6 +54,15 @@ def test_a_good_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.count("broken  0") == 4
 
 
+def test_images_of_any_size_are_examined_on_request(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)
+    assert report(dataset) == 1
+    assert "000.png: it has more than 400 pixels; make the image smaller or pass" in capsys.readouterr().out
+    assert report(dataset, "--allow_decompression_bombs") == 0
+
+
 def test_two_folders_or_a_single_one(
     dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,14 @@ from PIL import Image
 from fastcyclegan.data import decode_cost, image_file
 from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.decode_cost import Budget, bytes_to_decode, bytes_to_open, require_bounded
-from fastcyclegan.data.image_file import BadImageError, open_image, read_header
+from fastcyclegan.data.fit import Fit, load_pixels
+from fastcyclegan.data.image_file import (
+    BadImageError,
+    LackOfMemoryError,
+    examine,
+    open_image,
+    read_header,
+)
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -68,7 +75,8 @@ def test_bombs_are_refused_before_they_are_decoded(
     assert len(data) < 1000
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
     with pytest.raises(
-        BadImageError, match=r"takes \d\.\d GiB of memory, and the limit is 1 GiB; make"
+        BadImageError,
+        match=r"takes \d\.\d GiB of memory, and the limit is 1 GiB; make .* or pass --allow_",
     ) as bad:
         open_image(path)
     assert bad.value.is_lasting
@@ -106,6 +114,69 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read"))
     with pytest.raises(BadImageError, match=r"large.ppm: the file is too large \(1\.0 GiB"):
         open_image(path)
+
+
+def test_the_messages_name_the_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (20, 20)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadImageError) as bad:
+        open_image(path)
+    wanted = "it has more than 200 pixels; make the image smaller or pass --allow_decompression_bombs"
+    assert bad.value.reason == wanted
+
+
+def test_the_bounds_are_lifted_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of the file, the pixels, the memory, and the scans of a JPEG file."""
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(encoded(Image.linear_gradient("L").convert("RGB"), "JPEG", progressive=True))
+    wanted = open_image(path).tobytes()
+    for target, value, reason in (
+        ("fastcyclegan.data.image_file.MOST_BYTES", 100, "the file is too large"),
+        ("PIL.Image.MAX_IMAGE_PIXELS", 100, "it has more than 200 pixels"),
+        ("fastcyclegan.data.decode_cost.MOST_BYTES", 100, "GiB of memory, and the limit is"),
+        ("fastcyclegan.data.decode_cost.MOST_SCANS", 2, "it has more than 2 scans"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, value)
+            with pytest.raises(BadImageError, match=f"{reason}.* or pass --allow_decompression_bombs"):
+                open_image(path)
+            assert open_image(path, any_size=True).tobytes() == wanted
+            found = examine(path, any_size=True)
+            assert (found.size, found.plain) == ((256, 256), target.endswith("file.MOST_BYTES"))
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_images_of_any_size_are_limited_by_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A lack of memory is told before anything is decoded. What all images may take is not compared."""
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.new("RGB", (64, 64)), form, lossless=True))
+    monkeypatch.setattr(image_file, "available_memory", lambda: 1000)
+    assert open_image(path, any_size=True).size == (64, 64)
+    monkeypatch.setattr(image_file, "MOST_BYTES", 500)
+    with monkeypatch.context() as patched:
+        patched.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("decoded"))
+        with pytest.raises(
+            LackOfMemoryError, match=r"a.png: it needs about 0.0 GiB of memory, and 0.0 GiB are"
+        ):
+            open_image(path, any_size=True)
+    monkeypatch.setattr(image_file, "available_memory", lambda: None)  # this is not Linux
+    assert open_image(path, any_size=True).size == (64, 64)
+
+
+@pytest.mark.slow
+def test_an_image_of_180_megapixels(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (15_000, 12_000), 7).save(path)
+    with pytest.raises(BadImageError, match="it has more than 178,956,970 pixels"):
+        open_image(path)
+    assert open_image(path, 1, any_size=True).size == (15_000, 12_000)
+    fit = Fit("resize_and_crop", 64, 64, any_size=True)
+    assert (load_pixels(path, fit) == 7).all()
+    checked = check_files([path], any_size=True)[0]
+    assert (checked.width, checked.height, checked.error, checked.plain) == (15_000, 12_000, "", False)
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,12 @@ def test_grid_shows_every_image_in_its_place() -> None:
         places = np.argwhere((grid == colours[row, 1]).all(-1))
         assert len(places) == (10 + 5 * row) * 12
         assert places[:, 1].min() > np.argwhere((grid == colours[row, 0]).all(-1))[:, 1].max()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_grids_show_any_number_of_channels(channels: int) -> None:
+    """The first three as a colour, or the first as gray."""
+    image = np.broadcast_to(np.arange(10, 10 + channels, dtype=np.uint8), (5, 6, channels))
+    wanted = (10, 11, 12) if channels >= 3 else (10, 10, 10)
+    grid = np.asarray(draw_grid({"": [image]}))  # without a label, which is drawn in all grays
+    assert (grid == wanted).all(-1).sum() == 5 * 6

@@ -154,6 +154,24 @@ def translated_by_the_program(weights: Path, tmp_path: Path, *more: str) -> int:
     return cli.translate([*files, "--device", "cpu", *more])
 
 
+def test_images_of_any_size_are_translated_on_request(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image that does not fit into the memory is named, and the others are translated."""
+    write_images(tmp_path / "in", 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert translated_by_the_program(weights, tmp_path) == 2
+    message = "it has more than 400 pixels; make the image smaller or pass --allow_decompression_bombs"
+    assert message in capsys.readouterr().err
+    assert translated_by_the_program(weights, tmp_path, "--allow_decompression_bombs") == 0
+    assert images(tmp_path / "out") == ["000.png", "001.png"]
+    monkeypatch.setattr("fastcyclegan.data.image_file.MOST_BYTES", 1000)
+    monkeypatch.setattr("fastcyclegan.data.image_file.available_memory", lambda: 1000)
+    assert translated_by_the_program(weights, tmp_path, "--allow_decompression_bombs") == 1
+    assert "not translated: " in (output := capsys.readouterr().out)
+    assert "000.png: it needs about 0.0 GiB of memory, and 0.0 GiB are free" in output
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("reason", ["the network fails", "the estimate"])
 def test_an_image_that_does_not_fit_into_memory_is_named_and_the_others_are_translated(
