@@ -3,10 +3,10 @@
 Each folder is a "room". Its ``__init__.py`` states what belongs there and which other rooms it may use:
 ``nn`` (networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses and
 training phases), ``engine`` (one iteration on a device), ``training`` (a whole run), ``checkpoints`` (weight
-files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``official`` (running official
-checkouts), ``devtools`` and ``kernel_gate`` (checking kernels without a GPU). The modules next to these
-folders are public: ``api``, ``cli``, ``commands``, ``config``, ``compat``, ``reference``, ``testing``,
-``errors``, ``console``, ``tensor_files``.
+files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``compat`` (official functions
+and classes), ``official`` (running official checkouts), ``devtools`` and ``kernel_gate`` (checking kernels
+without a GPU). ``compat`` is public, and so are the modules next to these folders: ``api``, ``cli``,
+``commands``, ``config``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
 
 Importing this package imports nothing else: names and modules are imported when they are used.
 """
