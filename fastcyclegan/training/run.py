@@ -85,6 +85,10 @@ class Run:
         completed = self.iteration - self.first
         self.engine.frozen.set(frozen_networks(self.config, self.engine.recipe, completed))
 
+    def unfreeze(self) -> None:
+        """Leave the networks as they were before ``freeze``."""
+        self.engine.frozen.set(())
+
     @property
     def reader(self) -> str:
         """Name of the loader that reads the images."""
@@ -116,7 +120,7 @@ class Run:
         """Let others use the run's folder and the random generators. ``state`` stays what it is now."""
         self.release()
         self.random_state = self.engine.random_state()
-        self.engine.frozen.set(())
+        self.unfreeze()
 
     def fingerprints(self) -> list[str] | None:
         """Return fingerprints that identify the training images."""

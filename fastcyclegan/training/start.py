@@ -168,8 +168,7 @@ def _start(
     run = _new_run(config, folder, loaded, choice, engine)
     run.origins, run.trackers = origins, Trackers(overrides.trackers)
     _log_deviations(config, run.data, run.plan, device, problem, reporter.log)
-    run.freeze()
-    run.table = describe_run(run)
+    run.table = _table(run)
     reporter.check()
     _restore(run, overrides, reporter.log)
     require_possible_warmup(config, run.last - run.first)
@@ -202,6 +201,15 @@ def _new_run(
         first=first,
         iteration=first,
     )
+
+
+def _table(run: Run) -> dict[str, str]:
+    """Return the table of ``run``, as its first iteration will be. Afterwards, nothing is frozen any more."""
+    run.freeze()
+    try:
+        return describe_run(run)
+    finally:
+        run.unfreeze()
 
 
 def _open_records(run: Run, log: Log) -> None:

@@ -151,6 +151,22 @@ def test_in_python() -> None:
         model.fit(images, images, warmup_D=9)
 
 
+def test_a_call_that_fails_leaves_nothing_frozen() -> None:
+    model = CycleGAN(**TINY)
+    images: Any = [tensors(1)]
+    model.fit(images, images)
+
+    def fail(model: CycleGAN, record: dict[str, Any]) -> None:
+        raise RuntimeError("callback")
+
+    with pytest.raises(UserError, match="pool_size was 2"):  # after the table was made
+        model.fit(images, images, n_epochs=3, freeze=["G_AB"], pool_size=7)
+    with pytest.raises(RuntimeError, match="callback"):
+        model.fit(images, images, n_epochs=4, freeze=["G_AB"], pool_size=2, callbacks=[fail])
+    assert all(p.requires_grad for net in model.networks.values() for p in net.parameters())
+    assert all(net.training for net in model.networks.values())
+
+
 def test_the_frozen_networks_of_an_iteration() -> None:
     config = with_changes(TrainConfig(), {"finetune": {"warmup_D": 2, "freeze": "D_A"}})
     frozen = [frozen_networks(config, make_recipe(config), completed) for completed in range(4)]
