@@ -32,6 +32,7 @@ from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.console import Console, QuietConsole
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.schema import described
 from fastcyclegan.inference.precision_check import precision_for
 from fastcyclegan.inference.translator import ImageLike, release_engine, translate_images
 from fastcyclegan.nn.finite import not_finite_in, require_representable
@@ -54,7 +55,7 @@ from fastcyclegan.training.trainer import Trainer, train
 Record = dict[str, Any]
 Callback = Callable[["CycleGAN", Record], object]
 _INITIALISING = threading.Lock()
-_PATHS = ("dataroot", "data_A", "data_B", "checkpoints_dir", "init_from_B")
+_PATHS = ("dataroot", "data_A", "data_B", "checkpoints_dir")
 # Settings that apply to a single start of a run. They are reset to these values and are not saved with it.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
 
@@ -83,14 +84,34 @@ def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainCon
     for name, value in settings.items():
         if isinstance(value, str) and name in _PATHS:
             value = Path(value)
-        elif name == "init_from" and value is not None:
-            value = tuple(Path(file) for file in ([value] if _is_path(value) else value))
+        elif name in ("init_from", "init_from_B"):
+            value = _paths(name, value)
         elif name in ("freeze", "diffaugment") and isinstance(value, (list, tuple)):
-            value = ",".join(map(str, value)) if value else None
+            value = _joined(name, value)
         changes.setdefault(_group_of(name), {})[name] = value
     config = with_changes(without_replaced(config, settings), changes)
     require_effect(config, settings)
     return config
+
+
+def _paths(name: str, value: Any) -> Any:
+    """Return ``value`` of init_from or init_from_B as the configuration has it."""
+    files = list(value) if name == "init_from" and isinstance(value, (list, tuple)) else [value]
+    for file in files:
+        if value is not None and (not _is_path(file) or not str(file)):
+            kind = "a path or a list of one or two" if name == "init_from" else "a path"
+            raise UserError(f"{name} must be {kind}, got {described(file)}")
+    if value is None:
+        return None
+    return tuple(map(Path, files)) if name == "init_from" else Path(value)
+
+
+def _joined(name: str, values: Sequence[Any]) -> str | None:
+    """Return a list of names as the configuration has it, or None if it is empty."""
+    for value in values:
+        if not isinstance(value, str):
+            raise UserError(f"{name} must be a list of names, got {described(value)}")
+    return ",".join(values) if values else None
 
 
 def _is_path(x: object) -> TypeGuard[str | Path]:

@@ -35,13 +35,13 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
-from fastcyclegan.official.flags import ACCEPTED, OfficialFlags, translated, with_suffix
+from fastcyclegan.official.flags import ACCEPTED, OfficialFlags, spelled, translated, with_suffix
 from fastcyclegan.official.replacement import replacement
 from fastcyclegan.settings.arguments import require_known, typed_values
 from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
 from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
-from fastcyclegan.training.initial_weights import with_architecture_of_files
+from fastcyclegan.training.initial_weights import require_fitting_files, with_architecture_of_files
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import as_interrupts, nothing_to_save
@@ -163,6 +163,7 @@ def parse_train(
     official = _in_our_flags(_arguments(args))
     args, switched_off = _switched_off(official.args)
     flags = _flags(args)
+    _require_once(args, "init_from")
     base = _base(flags)
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
@@ -180,6 +181,12 @@ def parse_train(
     if config.run.continue_train:
         return config
     return with_architecture_of_files(config, flags.keys() | switched_off)
+
+
+def _require_once(args: Sequence[str], name: str) -> None:
+    """Raise UserError if the flag ``name``, which takes several values, is given more than once."""
+    if [spelled(arg) for arg in args].count(name) > 1:
+        raise UserError(f"--{name} is given twice: write both values after one --{name}")
 
 
 def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
@@ -348,6 +355,8 @@ def _print_config(config: TrainConfig, console: Console) -> None:
     device = resolve_device(config.run)
     require_impl(config.model.impl, device)
     require_possible_freeze(config)
+    if not config.run.continue_train:
+        require_fitting_files(config)
     if config.run.use_wandb:
         import_wandb()
     require_file_channels(config.model)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, printable
 from fastcyclegan.files.harmless import NAMES, READING, RefusedError, harmless_objects
 from fastcyclegan.files.json_file import parse_json
 from fastcyclegan.files.zip_layout import check_layout
@@ -114,6 +114,8 @@ def _reason(message: str) -> str:
     """Explain the error ``message`` of torch.load to a user."""
     if "legacy .tar" in message or "TorchScript" in message:
         return "it is a TorchScript or .tar file, which can run code; save the module's state_dict() instead"
+    if "Unsupported operand" in message:
+        return f"{_DAMAGED}, or was saved with another pickle_protocol than torch.save's default"
     if "GLOBAL" not in message and "Unsupported class" not in message:
         return _DAMAGED
     # Show the name only if it is a valid one: a damaged file can have arbitrary bytes there.
@@ -223,10 +225,14 @@ def checksum(path: Path) -> str:
 
 
 def shortened(text: str, limit: int = 80) -> str:
-    """Return at most ``limit`` characters of ``text``, which comes from a file, for a message."""
-    if len(text) <= limit:
-        return text
-    return f"{text[: limit - 3]}..."
+    """Return at most ``limit`` characters of ``text``, which comes from a file, for a message.
+
+    What would act on a terminal, or begin another line, is escaped.
+    """
+    shown = printable(text[: limit + 1])
+    if len(shown) <= limit:
+        return shown
+    return f"{shown[: limit - 3]}..."
 
 
 def fitting_name(name: str, ending: str, folder: Path) -> str:

@@ -24,6 +24,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # No real network exceeds these limits. A file that does was crafted to waste time and memory.
 _MAX_BLOCKS, _MAX_LEVELS, _MAX_LAYERS, _MAX_DIMS = 256, 12, 12, 8
 
@@ -202,11 +203,10 @@ def _reject_odd_tensors(weights: Weights) -> None:
     if claimed > sum(stored.values()):
         raise UnknownArchitectureError("its tensors claim more bytes than the file contains")
     for key, value in weights.items():
-        if not value.is_floating_point() and not key.endswith(STATISTICS[-1]):
-            kind = str(value.dtype).removeprefix("torch.")
-            raise UnknownArchitectureError(
-                f"{shortened(key)} has the dtype {kind}, but weights must be floating point"
-            )
+        if value.dtype not in _DTYPES and not key.endswith(STATISTICS[-1]):
+            kind, known = str(value.dtype), ", ".join(map(str, _DTYPES))
+            text = f"{shortened(key)} has the dtype {kind}, but weights must have one of {known}"
+            raise UnknownArchitectureError(text.replace("torch.", ""))
         if value.is_floating_point() and not value.isfinite().all():
             raise UnknownArchitectureError(
                 f"{shortened(key)} contains values that are not finite: the file is damaged, or its training"

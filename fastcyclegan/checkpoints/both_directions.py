@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastcyclegan.checkpoints.architecture import listed
 from fastcyclegan.checkpoints.find_networks import Network
@@ -15,6 +17,7 @@ from fastcyclegan.checkpoints.weight_sets import require_whole
 from fastcyclegan.config import Direction, TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.tensor_files import load_tensors
 
 OPPOSITE: dict[Direction, Direction] = {"AtoB": "BtoA", "BtoA": "AtoB"}
 _EPOCH = "latest"
@@ -36,16 +39,16 @@ class Found:
 def generators_in(source: Path, direction: Direction, run: Direction) -> dict[Direction, Found]:
     """Return the generators in ``source``, a file or a folder, by the direction in which they translate.
 
-    A single generator is that of ``direction``. If there are several, their names tell them apart. In a
-    folder, these are the official names: G_A translates in the direction of the run that is saved there or,
-    if its configuration is missing, in that of the new ``run``. Raises UserError if there is no generator, or
-    none that can be told apart.
+    A single generator in a file is that of ``direction``. Otherwise names tell them apart, in a folder the
+    official ones: G_A translates in the direction of the run that is saved there or, if its configuration is
+    missing, in that of the new ``run``. Raises UserError if there is no generator, or none that can be told
+    apart.
     """
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     file = only_file(source)
     if file is not None:
-        return _in_file(file, direction)
+        return _in_file(file, direction, run)
     names = _official_names(source, run)
     files = {each: weights_file(source, _EPOCH, name) for each, name in names.items()}
     found = {each: file for each, file in files.items() if file.exists()}
@@ -72,14 +75,15 @@ def _official_names(folder: Path, run: Direction) -> dict[Direction, str]:
     return {direction: recipe.official_names[name] for direction, name in names.items()}
 
 
-def _in_file(file: Path, direction: Direction) -> dict[Direction, Found]:
+def _in_file(file: Path, direction: Direction, run: Direction) -> dict[Direction, Found]:
     networks = read_networks(file)
     generators = [network for network in networks if network.architecture.is_generator]
     if len(generators) <= 1:
         return {direction: Found(file, choose(networks, file, generator=True))}
+    first = _direction_of_state(file, run)
     found: dict[Direction, Found] = {}
-    for each in OPPOSITE:
-        named = _named(generators, each)
+    for name, each in zip(OPPOSITE, (first, OPPOSITE[first]), strict=True):
+        named = _named(generators, name)
         if len(named) == 1:
             found[each] = Found(file, named[0])
     if len(found) < len(OPPOSITE):
@@ -91,8 +95,17 @@ def _in_file(file: Path, direction: Direction) -> dict[Direction, Found]:
     return found
 
 
+def _direction_of_state(file: Path, run: Direction) -> Direction:
+    """Return the direction of the run whose training state is in ``file``, or ``run`` for another file."""
+    contents: Any = load_tensors(file)
+    with contextlib.suppress(KeyError, TypeError):
+        if contents["config"]["data"]["direction"] in OPPOSITE:
+            return contents["config"]["data"]["direction"]
+    return run
+
+
 def _named(generators: Sequence[Network], direction: Direction) -> list[Network]:
-    """Return those of ``generators`` whose names are of ``direction``, without running averages."""
+    """Return those of ``generators`` whose names say ``direction``, without running averages."""
     named = []
     for network in generators:
         *outer, name = network.place.split(".")

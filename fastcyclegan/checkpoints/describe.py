@@ -5,20 +5,27 @@ The description covers the networks, the changes made to their keys, and the oth
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
+import torch
 import tyro
 from torch import Tensor
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
 from fastcyclegan.checkpoints.find_networks import Network, entries_of, find_networks
 from fastcyclegan.errors import UserError
-from fastcyclegan.files.harmless import Fields
+from fastcyclegan.files.harmless import DType, Fields, NumpyType
 from fastcyclegan.tensor_files import load_tensors, shortened
 
+# Values whose texts are short.
+_SHOWN = (
+    *(bool, int, float, complex, datetime.date, datetime.time, datetime.timedelta),
+    *(torch.dtype, torch.device, DType, NumpyType, PurePath),
+)
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors")
 MAX_SHOWN = 12
 
@@ -99,4 +106,8 @@ def _belongs_to_network(key: str, value: Any, networks: list[Network]) -> bool:
 def _kind(value: Any) -> str:
     if isinstance(value, (Mapping, list, tuple, Fields)):
         return f"entries: {len(value)}"
-    return f"{type(value).__name__} {str(value)[:40]}"
+    if isinstance(value, (str, bytes)):
+        return f"{type(value).__name__} {str(value[:40])[:40]}"
+    if value is None or isinstance(value, _SHOWN):
+        return f"{type(value).__name__} {str(value)[:40]}"
+    return type(value).__name__  # its text could be as long as a file wants

@@ -86,6 +86,8 @@ def _no_network(contents: Any) -> UnknownArchitectureError:
 
 def entries_of(value: Any) -> Iterable[tuple[Any, Any]]:
     """Return the keys and values in a mapping, a list or a tuple, where keys are numbers; () for all else."""
+    if isinstance(value, dict):
+        return dict.items(value)  # a file can give it an attribute of this name
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, (list, tuple)):
@@ -100,7 +102,9 @@ def state_dicts(contents: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """
     count = 0
     for place, mapping in _mappings(contents, "", (), {}):
-        tensors = {str(key): value for key, value in mapping.items() if isinstance(value, Tensor)}
+        # Detached, they have no attributes of the file, which could hide the methods of a tensor.
+        named = [(str(key), value) for key, value in entries_of(mapping) if isinstance(value, Tensor)]
+        tensors = {key: Tensor.detach(value) for key, value in named}
         count += len(tensors)
         if count > _MAX_TENSORS:
             message = f"{count:,} tensors, more than any known network has"

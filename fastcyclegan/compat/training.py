@@ -119,9 +119,10 @@ def get_scheduler(optimizer: Optimizer, opt: Any) -> lr_scheduler.LRScheduler:
 
 def _epochs(opt: Any, suffix: str = "") -> int:
     """Return a number of epochs in ``opt`` by its official name, or by the one that it had before 2020."""
-    if hasattr(opt, f"n_epochs{suffix}"):
-        return getattr(opt, f"n_epochs{suffix}")
-    return getattr(opt, f"niter{suffix}")
+    old = f"niter{suffix}"
+    return getattr(
+        opt, old if hasattr(opt, old) and not hasattr(opt, f"n_epochs{suffix}") else f"n_epochs{suffix}"
+    )
 
 
 def cal_gradient_penalty(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from fastcyclegan.official.flags import RENAMED, spelled
 
@@ -40,8 +40,16 @@ def replacement(args: Sequence[str], own: Collection[str]) -> str | None:
     theirs = [name for name in names if name in {*_SWITCHES, *_WITH_VALUE} - {*own}]
     if not theirs or "help" in names:
         return None
-    command = shlex.join(["translate.py", *_arguments(_values(args))])
-    return f"--{theirs[0]} is a flag of the official test.py; write: {command}"
+    values = _values(args)
+    commands = [shlex.join(["translate.py", *_arguments(values)])]
+    text = f"--{theirs[0]} is a flag of the official test.py; write: {commands[0]}"
+    if values.get("model") == "cycle_gan":
+        opposite = "AtoB" if values.get("direction") == "BtoA" else "BtoA"
+        other = shlex.join(["translate.py", *_arguments({**values, "direction": opposite}, f"_{opposite}")])
+        text += f"; for the other direction: {other}"
+    if any(name in values for name in ("num_test", "how_many", "ntest")):
+        text += " (all images are translated)"
+    return text
 
 
 def _values(args: Sequence[str]) -> dict[str, str]:
@@ -58,9 +66,12 @@ def _values(args: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _arguments(values: Mapping[str, str]) -> list[str]:
-    """Return the arguments of translate.py for the ``values`` of both commands' flags."""
-    is_single = values.get("model") == "test" or values.get("dataset_mode") == "single"
+def _arguments(values: Mapping[str, str], ending: str = "") -> list[str]:
+    """Return the arguments of translate.py for the ``values`` of both commands' flags.
+
+    ``ending`` is appended to the name of the folder for the translations.
+    """
+    is_single = _is_single(values)
     direction, epoch = values.get("direction", "AtoB"), _epoch(values)
     name, suffix = values.get("name", "NAME"), values.get("model_suffix", "")
     weights = PurePosixPath(values.get("checkpoints_dir", "checkpoints"), name)
@@ -73,7 +84,9 @@ def _arguments(values: Mapping[str, str]) -> list[str]:
     chosen = {
         "weights": values.get("weights", str(weights)),
         "input": values.get("input", str(images)),
-        "output": values.get("output", str(PurePosixPath(values.get("results_dir", "results"), name))),
+        "output": values.get(
+            "output", str(PurePosixPath(values.get("results_dir", "results"), f"{name}{ending}"))
+        ),
     }
     if direction != "AtoB" and not is_single:
         chosen["direction"] = direction
@@ -82,6 +95,17 @@ def _arguments(values: Mapping[str, str]) -> list[str]:
     chosen |= _side(values) | _device(values)
     chosen |= {name: values[name] for name in ("batch_size", "num_threads") if name in values}
     return [part for name, value in chosen.items() for part in (f"--{name}", value)]
+
+
+def _is_single(values: Mapping[str, str]) -> bool:
+    """Return whether --dataroot is a folder of images, as the official model "test" takes it.
+
+    That is the default of test.py since 2018, unless the folder, or another flag, shows a dataset.
+    """
+    if "model" in values or "dataset_mode" in values:
+        return values.get("model") == "test" or values.get("dataset_mode") == "single"
+    is_dataset = Path(values.get("dataroot", ""), "testA").is_dir()
+    return not is_dataset and "phase" not in values and "direction" not in values
 
 
 def _epoch(values: Mapping[str, str]) -> str:

@@ -53,5 +53,7 @@ def describe_frozen(config: TrainConfig, recipe: Recipe) -> dict[str, str]:
         rows["frozen"] = f"{', '.join(names)} (--freeze)"
     if warmup:
         names = [name for name in _discriminators(recipe) if name not in config.finetune.frozen]
-        rows["warm-up"] = f"only {' and '.join(names)} train in the first {warmup:,} iterations (--warmup_D)"
+        train = "train" if len(names) > 1 else "trains"
+        first = "first iteration" if warmup == 1 else f"first {warmup:,} iterations"
+        rows["warm-up"] = f"only {' and '.join(names)} {train} in the {first} (--warmup_D)"
     return rows

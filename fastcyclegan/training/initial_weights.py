@@ -111,15 +111,25 @@ def start_from_files(config: TrainConfig, nets: Mapping[str, nn.Module]) -> dict
     return origins
 
 
+def require_fitting_files(config: TrainConfig) -> None:
+    """Raise UserError if ``config`` starts from files that contain other networks than it describes."""
+    if config.finetune.is_from_files:
+        with torch.device("meta"):
+            nets = make_recipe(config).build_networks(config.model)
+        for name, generator in _found(config).items():
+            _require_fitting(name, nets[name], generator)
+
+
 def _require_fitting(name: str, net: nn.Module, found: Found) -> None:
     """Raise UserError if the weights of ``found`` do not fit ``net``."""
     weights = found.network.weights
+    require_representable(weights, torch.float32, found.file)
     problems = differences(net.state_dict(), weights)
     if not problems:
-        require_representable(weights, torch.float32, found.file)
         return
     try:
-        expected = str(recognise(net.state_dict()))
+        shapes = {key: torch.zeros(value.shape) for key, value in net.state_dict().items()}
+        expected = str(recognise(shapes))
     except UnknownArchitectureError:
         expected = type(net).__name__
     detail = f"{len(problems)} tensors differ"

@@ -194,7 +194,7 @@ class Trainer:
                 run.freeze()
                 self.pending.append(run.engine.step(batch, self.lr))
                 run.iteration += 1
-                if was_in_warmup and not run.in_warmup:
+                if was_in_warmup and not run.in_warmup and run.iteration < run.last:
                     self.console.log(f"the generators train from iteration {run.iteration + 1} on")
                 with self._saving_first():
                     self._after_step(epoch, len(batch.samples))

@@ -92,6 +92,17 @@ def test_generators_in_one_file_are_told_apart_by_their_names(
     assert seeds(generators_in(tmp_path / "both.pth", "AtoB", "AtoB")) == {"AtoB": 1, "BtoA": 2}
 
 
+def test_the_names_in_a_file_are_those_of_the_model(tmp_path: Path) -> None:
+    """As in a folder: of the run whose state it is, or of the new one."""
+    nets = {"G_AB": weights(1), "G_BA": weights(2)}
+    torch.save(nets, tmp_path / "both.pth")
+    assert seeds(generators_in(tmp_path / "both.pth", "AtoB", "BtoA")) == {"BtoA": 1, "AtoB": 2}
+    torch.save({"nets": nets, "config": {"data": {"direction": "BtoA"}}}, tmp_path / "state.pt")
+    for run in ("AtoB", "BtoA"):
+        found = generators_in(tmp_path / "state.pt", "AtoB", run)  # type: ignore[arg-type]
+        assert seeds(found) == {"BtoA": 1, "AtoB": 2}
+
+
 def test_generators_whose_names_do_not_tell_them_apart_are_refused(tmp_path: Path) -> None:
     torch.save({"first": weights(1), "second": weights(2)}, tmp_path / "both.pth")
     with pytest.raises(

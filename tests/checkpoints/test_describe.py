@@ -62,6 +62,15 @@ def test_inspect_objects_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[6] == "  other contents: 1 (int 7)"
 
 
+def test_the_text_of_other_objects_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A storage prints every number, and a small file can claim any number of bytes."""
+    contents = {"G": Generator(ngf=2, n_blocks=1).state_dict(), "kept": torch.zeros(9).untyped_storage()}
+    torch.save({**contents, "text": "long" * 10_000, "set": {1, 2}}, tmp_path / "a.pth")
+    assert cli.inspect_checkpoint([str(tmp_path / "a.pth")]) == 0
+    others = capsys.readouterr().out.splitlines()[-1]
+    assert others == f"  other contents: kept (TypedStorage), text (str {'long' * 10}), set (set)"
+
+
 def contents(case: str) -> dict[str, object]:
     net, key = Generator(ngf=2, n_blocks=1).state_dict(), "k" * 10_000
     cases: dict[str, dict[str, object]] = {

@@ -6,6 +6,7 @@ differences.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -143,7 +144,7 @@ def without(key: str) -> dict[str, Tensor]:
         ),
         (
             generator() | {"model.1.bias": torch.ones(2, dtype=torch.int8)},
-            "model.1.bias has the dtype int8, but weights must be floating point",
+            "model.1.bias has the dtype int8, but weights must have one of float32",
         ),
         (
             generator() | {"model.1.bias": torch.ones(2, dtype=torch.complex64)},
@@ -156,6 +157,29 @@ def without(key: str) -> dict[str, Tensor]:
 def test_rejects_unknown_contents(contents: Any, message: str) -> None:
     with pytest.raises(UnknownArchitectureError, match=message):
         find_networks(contents)
+
+
+def test_attributes_of_a_file_do_not_hide_methods() -> None:
+    """torch restores attributes of parameters and of dicts from a file, whatever their names are."""
+    weights: Any = OrderedDict(
+        (k, torch.nn.Parameter(v)) for k, v in Generator(ngf=2, n_blocks=1).state_dict().items()
+    )
+    weights.items = 5
+    for name in ("dim", "numel", "element_size", "untyped_storage", "isfinite", "is_floating_point"):
+        setattr(weights["model.1.weight"], name, 5)
+    (network,) = find_networks({"G": weights})
+    assert type(network.weights["model.1.weight"]) is Tensor
+    assert network.architecture.name == "resnet_1blocks"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.complex64])
+def test_weights_of_other_dtypes_are_refused(dtype: torch.dtype) -> None:
+    weights = {key: value.to(dtype) for key, value in Generator(ngf=2, n_blocks=1).state_dict().items()}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        UnknownArchitectureError, match=f"has the dtype {kind}, but weights must have one of float32"
+    ):
+        find_networks(weights)
 
 
 def test_handles_recursive_deeply_nested_and_repeated_contents() -> None:

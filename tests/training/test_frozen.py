@@ -147,6 +147,8 @@ def test_in_python() -> None:
     assert moved() == {"G_AB", "G_BA", "D_A", "D_B"}
     with pytest.raises(UserError, match="there is no network 'G'"):
         CycleGAN(**TINY, freeze="G")
+    with pytest.raises(UserError, match="freeze must be a list of names, got 5"):
+        CycleGAN(**TINY, freeze=[5])
     with pytest.raises(UserError, match="--warmup_D 9 is longer than the run, which has 4 iterations"):
         model.fit(images, images, warmup_D=9)
 

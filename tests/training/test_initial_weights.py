@@ -128,6 +128,9 @@ BAD = [
     (["--init_from", "{zero}"], "only reflection-padded blocks can be trained"),
     (["--init_from", "{unet}"], "crop_size 16 is not a multiple of 128: unet_128"),
     (["--init_from", "{ab}", "--continue_train"], "--init_from starts a new run"),
+    (["--init_from", "{ab}", "--init_from", "{ba}"], "--init_from is given twice"),
+    (["--init_from", "{big}"], r"big.pth: .* contains numbers up to 1e\+300, but float32 ends at"),
+    (["--init_from", "{ab}", "--ngf", "3", "--dry_run"], r"ab.pth: G_AB is a generator .*\(ngf 3"),
 ]
 
 
@@ -143,10 +146,14 @@ def test_what_cannot_be_used_is_refused_in_one_line_before_anything_is_written(
     generator_file(tmp_path / "zero.pth", padding_type="zero")
     save_weights(tmp_path / "unet.pth", UnetGenerator(num_downs=7, ngf=2).state_dict())
     (tmp_path / "broken.pth").write_bytes(b"no weights")
+    wide = torch.load(tmp_path / "ab.pth", weights_only=True)
+    torch.save(
+        {key: torch.full_like(value.double(), 1e300) for key, value in wide.items()}, tmp_path / "big.pth"
+    )
     (tmp_path / "run").mkdir()
     for name in ("G_A", "G_B"):
         generator_file(tmp_path / "run" / f"latest_net_{name}.pth")
-    places = {name: tmp_path / f"{name}.pth" for name in "ab ba wide gray zero unet broken".split()}
+    places = {name: tmp_path / f"{name}.pth" for name in "ab ba wide gray zero unet broken big".split()}
     given = [flag.format(run=tmp_path / "run", **places) for flag in flags]
     tiny = arguments(dataset, runs, "r")
     for setting in ("--netG", "--ngf"):  # taken from the file, unless given
@@ -207,6 +214,11 @@ def test_in_python(tmp_path: Path, files: tuple[Path, Path]) -> None:
         CycleGAN.load(tmp_path / "r", init_from="other.pth")
     with pytest.raises(UserError, match="no such file or folder"):
         CycleGAN(init_from=tmp_path / "none.pth")
+    for wrong in (5, [5], [None], b"x", "", [[files[0]]]):
+        with pytest.raises(UserError, match="init_from must be a path or a list of one or two, got"):
+            CycleGAN(init_from=wrong)
+    with pytest.raises(UserError, match="init_from_B must be a path, got ''"):
+        CycleGAN(init_from_B="")
 
 
 def test_networks_of_one_origin_are_described_together() -> None:
