@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from PIL import Image
 
-from fastcyclegan.config import Preprocess
+from fastcyclegan.config import DataConfig, Preprocess
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import check_files
 from fastcyclegan.data.equal_sizes import required_size
@@ -124,7 +124,7 @@ def scene(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 def source(paths: list[Path], fit: Fit, batch_size: int = 1) -> Source:
     checked = dict(zip(paths, check_files(paths), strict=True))
-    return Source(paths, fit, checked, required_size(paths, checked, fit, batch_size))
+    return Source(paths, fit, checked, required_size(paths, checked, fit, DataConfig(batch_size=batch_size)))
 
 
 def unpaired(

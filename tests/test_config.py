@@ -36,7 +36,7 @@ BAD: list[tuple[str, Callable[[], object]]] = [
         lambda: DataConfig(crop_size=(288, 300), preprocess="scale_width_and_crop"),
     ),
     (
-        "crop_size must be one number, or two for height and width, got 3",
+        "crop_size must be one number, or two for height and width, got 3 of them",
         lambda: DataConfig(crop_size=[8] * 3),
     ),
     ("must be given together", lambda: DataConfig(data_A=Path("a"))),

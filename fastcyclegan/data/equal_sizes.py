@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fastcyclegan.config import DataConfig
 from fastcyclegan.data.checked_files import Checked
 from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.image_file import Size
@@ -17,28 +19,35 @@ def _resized(path: Path, checked: Mapping[Path, Checked], fit: Fit) -> Size:
 
 
 def required_size(
-    paths: Sequence[Path], checked: Mapping[Path, Checked], fit: Fit, batch_size: int
+    paths: Sequence[Path], checked: Mapping[Path, Checked], fit: Fit, data: DataConfig
 ) -> Size | None:
     """Return the (width, height) that all images ``paths`` of a domain must have, or None if they may differ.
 
-    They have one size if they are cropped. Otherwise they need one for batches of more than one image. Raises
-    UserError, which names two images, if they do not have it.
+    They have one size if they are cropped. Otherwise they need one for batches of more than one image: that
+    of most images, if ``data.skip_bad_images`` lets the loader skip the others. Raises UserError, which names
+    two images, if they do not have it.
     """
     if fit.crop is not None:
         return fit.crop
-    if batch_size == 1:
+    if data.batch_size == 1:
         return None
-    first = _resized(paths[0], checked, fit)
-    for path in paths[1:]:
-        other = _resized(path, checked, fit)
-        if other != first:
-            sizes = f"{paths[0]} is {first[0]}x{first[1]} and {path} is {other[0]}x{other[1]}"
+    sizes = [_resized(path, checked, fit) for path in paths]
+    if data.skip_bad_images:
+        return Counter(sizes).most_common(1)[0][0]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            found = f"{paths[0]} is {_text(sizes[0])} and {path} is {_text(size)}"
             raise UserError(
-                f"--batch_size {batch_size} needs images of equal size, but after --preprocess"
-                f" {fit.preprocess} {sizes}: use --batch_size 1, or --preprocess scale_width_and_crop or crop"
-                " with --crop_size HEIGHT WIDTH"
+                f"--batch_size {data.batch_size} needs images of equal size, but after --preprocess"
+                f" {fit.preprocess} {found}: remove those of other sizes, or pass --skip_bad_images; a new"
+                " run can use --batch_size 1, or --preprocess scale_width_and_crop or crop with --crop_size"
+                " HEIGHT WIDTH"
             )
-    return first
+    return sizes[0]
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def largest_sides(paths: Sequence[Path], checked: Mapping[Path, Checked], fit: Fit) -> Size:

@@ -25,6 +25,11 @@ def free_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
+    return total_memory()
+
+
+def total_memory() -> int:
+    """Return the number of bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

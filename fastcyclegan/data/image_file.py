@@ -42,7 +42,7 @@ from fastcyclegan.data.eight_bits import (
     is_dark,
     require_supported,
 )
-from fastcyclegan.data.host_memory import available_memory
+from fastcyclegan.data.host_memory import available_memory, total_memory
 from fastcyclegan.data.native_libraries import return_memory, silence_libtiff
 from fastcyclegan.data.pixel_limit import beyond_limit, open_beyond_limit
 from fastcyclegan.data.plain_files import ends_in_a_scan, fault_in_png, is_plain_jpeg, is_plain_png
@@ -168,13 +168,15 @@ def _file_size(path: Path | str, any_size: bool) -> int:
 
 
 def _require_memory(path: Path | str, needed: int) -> None:
-    """Raise LackOfMemoryError if an image needs more memory than is free.
+    """Raise LackOfMemoryError if an image needs more memory than is free; BadImageError, than there is.
 
     What all images may need is not compared, so the result for such an image depends on its file alone.
     """
     free = available_memory() if needed > MOST_BYTES else None
     if free is not None and needed > free:
-        reason = f"it needs about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} GiB are free"
+        reason = f"it needs about {needed / GIB:,.1f} GiB of memory, and {free / GIB:,.1f} GiB are free"
+        if needed > total_memory():  # the file is the problem, not what else runs
+            raise BadImageError(path, reason, is_lasting=False)
         raise LackOfMemoryError(path, reason)
 
 

@@ -89,7 +89,8 @@ class TensorLoader:
     The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
     of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools
-    and, if ``augment`` is set, of the augmentation. They depend only on the seed and the position.
+    and, if ``augment`` is set, of the augmentation. They depend only on the seed and the position. If
+    ``same_size`` is set, A and B of an iteration must have the same height and width.
 
     Every batch is checked before it is trained on. Raises UserError, with the loader and the number of its
     batch, for one that cannot be trained on. A tensor on the CPU is checked there. One on a GPU is checked on
@@ -107,8 +108,9 @@ class TensorLoader:
         seed: int,
         iterations_per_epoch: int | None = None,
         augment: bool = False,
+        same_size: bool = False,
     ) -> None:
-        self.required, self.device = required, device
+        self.required, self.device, self.same_size = required, device, same_size
         self.stopping: Stopping = never
         self.B: Iterable[Any] | None = None
         batches = _length(A, iterations_per_epoch)
@@ -164,6 +166,12 @@ class TensorLoader:
     def _read(self, pair: tuple[Any, Any], numbers: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the images of A and B of one iteration. They come from the batches of these numbers."""
         a, b = (self._images(*one) for one in zip(pair, "AB", numbers, strict=True))
+        if self.same_size and a.shape[2:] != b.shape[2:]:
+            (height_A, width_A), (height_B, width_B) = a.shape[2:], b.shape[2:]
+            raise UserError(
+                f"batch {numbers[0]}: wgangp mixes real and fake images, so A and B must have the same size,"
+                f" got {width_A}x{height_A} and {width_B}x{height_B}"
+            )
         count = min(a.shape[0], b.shape[0])
         return a[:count], b[:count]
 

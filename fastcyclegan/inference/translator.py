@@ -54,6 +54,10 @@ def input_channels(net: nn.Module) -> int:
     return next(p for p in net.parameters() if p.dim() == 4).shape[1]
 
 
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
+
+
 def require_file_channels(net: nn.Module, returned: int | None = None) -> None:
     """Raise UserError if ``net`` does not translate between images as files contain them.
 
@@ -64,7 +68,7 @@ def require_file_channels(net: nn.Module, returned: int | None = None) -> None:
         returned = getattr(net, "arguments", {}).get("output_nc", taken)
     if not {taken, returned} <= set(FILE_CHANNELS):
         raise UserError(
-            f"the network translates images of {taken} channels to {returned}, but images from files have 3"
+            f"the network translates images of {_channels(taken)} to {returned}, but images from files have 3"
             f" (colour) or 1 (gray): pass float tensors [{taken}, H, W] to CycleGAN.translate"
         )
 

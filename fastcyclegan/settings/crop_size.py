@@ -25,7 +25,7 @@ def checked_crop_size(value: Any) -> CropSize:
     if isinstance(value, (list, tuple)):
         sides = list(value)
         if len(sides) != 2:
-            raise UserError(f"{_FORM}, got {len(sides)}")
+            raise UserError(f"{_FORM}, got {len(sides)} of them")
     for side in sides:
         if not isinstance(side, int) or isinstance(side, bool):
             raise UserError(f"{_FORM}, got {described(side)}")
@@ -88,6 +88,6 @@ def parsed_crop_size(text: str) -> CropSize:
     Raises UserError if it is not one number or two.
     """
     words = text.split()
-    if not words or len(words) > 2 or not all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words):
+    if not words or len(words) > 2 or not all(re.fullmatch(r"-?[0-9]{1,30}", word) for word in words):
         raise UserError(f"{_FORM}, got {described(text)}")
     return checked_crop_size([int(word) for word in (*words, words[0])[:2]])

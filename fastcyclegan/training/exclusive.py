@@ -38,6 +38,10 @@ def require_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
         raise UserError("--wandb_project_name needs --use_wandb")
 
 
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value == "None")
+
+
 def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
     """Return ``saved`` with the defaults of all settings that those in ``given`` exclude.
 
@@ -45,7 +49,7 @@ def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfi
     result. Settings that are given themselves stay as they are. A None, also as the command line writes it,
     counts as not given.
     """
-    given = {name: value for name, value in given.items() if value not in (None, "None")}
+    given = {name: value for name, value in given.items() if not _is_none(value)}
     replaced = {other for name in given for other in _replaced_by(name, given)}
     changes: dict[str, dict[str, Any]] = {}
     for group in dataclasses.fields(saved):

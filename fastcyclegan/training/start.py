@@ -344,6 +344,7 @@ def _load_tensors(
         seed,
         overrides.iterations_per_epoch,
         augment=bool(config.loss.augmentations),
+        same_size=config.loss.gan_mode == "wgangp",
     )
     _require_long_enough(config, loader.plan)
     if folder is not None:
@@ -448,7 +449,7 @@ def _source(
     data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, images: Images
 ) -> Source:
     fit = Fit.of(data, channels, model.size_multiple)
-    return Source(paths, fit, images.checked, required_size(paths, images.checked, fit, data.batch_size))
+    return Source(paths, fit, images.checked, required_size(paths, images.checked, fit, data))
 
 
 def _protect(folder: Path, paths: Iterable[Path], what: str) -> None:

@@ -33,6 +33,8 @@ def require_trackers(trackers: Any) -> tuple[Tracker, ...]:
     if not isinstance(trackers, Sequence):
         raise TypeError(f"trackers must be a list of objects, got {type(trackers).__name__}")
     for tracker in trackers:
+        if isinstance(tracker, type):
+            raise TypeError(f"a tracker must be an object, got the class {tracker.__name__}: call it")
         missing = [name for name in _METHODS if not callable(getattr(tracker, name, None))]
         if missing:
             raise TypeError(
@@ -71,11 +73,11 @@ class Trackers:
         """Add the values of one log line."""
         scalars = scalars_of(record, losses)
         for tracker in self._trackers:
-            tracker.add_scalars(record["iteration"], scalars)
+            tracker.add_scalars(record["iteration"], dict(scalars))  # a tracker may change its own
 
     def add_image(self, iteration: int, name: str, image: Image.Image) -> None:
         for tracker in self._trackers:
-            tracker.add_image(iteration, name, image)
+            tracker.add_image(iteration, name, image.copy())
 
     def close(self) -> None:
         """Close all trackers, even if one of them fails; then raise its error. Later calls do nothing."""

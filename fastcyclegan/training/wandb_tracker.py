@@ -5,6 +5,7 @@ What goes wrong there after the start is a warning: it never ends a run.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,9 +66,11 @@ class WandbTracker:
         try:
             self._run = self._begin(options, config, folder, known)
         except Exception as error:
+            hint = " (with WANDB_MODE=offline, wandb needs no account and no network)"
+            if os.environ.get("WANDB_MODE", "online") != "online":
+                hint = ""
             raise UserError(
-                f"--use_wandb: {one_line(error)} (with WANDB_MODE=offline, wandb needs no account and no"
-                " network)"
+                f"--use_wandb, --wandb_project_name {options.wandb_project_name}: {one_line(error)}{hint}"
             ) from None
         self._disabled = bool(self._run.disabled)
         if folder is not None and known is None and not self._disabled:

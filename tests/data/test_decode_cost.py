@@ -162,6 +162,10 @@ def test_images_of_any_size_are_limited_by_the_free_memory(
             LackOfMemoryError, match=r"a.png: it needs about 0.0 GiB of memory, and 0.0 GiB are"
         ):
             open_image(path, any_size=True)
+        patched.setattr(image_file, "total_memory", lambda: 1000)
+        with pytest.raises(BadImageError, match=r"a.png: it needs about 0.0 GiB of memory") as caught:
+            open_image(path, any_size=True)
+        assert not caught.value.is_lack_of_memory  # it never fits, so it can be skipped
     monkeypatch.setattr(image_file, "available_memory", lambda: None)  # this is not Linux
     assert open_image(path, any_size=True).size == (64, 64)
 

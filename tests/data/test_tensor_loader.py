@@ -191,6 +191,17 @@ def test_later_batches_are_checked_too(bad: Any, message: str) -> None:
     assert model.iteration == 1
 
 
+def test_wgangp_needs_images_of_equal_size_in_every_batch() -> None:
+    """A batch without them is refused before anything is updated."""
+    A = [tensors(1, n) for n in range(3)]
+    B = [A[0], A[1], torch.nn.functional.interpolate(A[2], scale_factor=2)]
+    model, same_model = (CycleGAN(**TINY, gan_mode="wgangp") for _ in range(2))
+    with pytest.raises(UserError, match=r"batch 3: wgangp mixes .* the same size, got 16x16 and 32x32"):
+        model.fit(A, B)
+    same_model.fit(A[:2], B[:2], n_epochs_decay=0)
+    assert same(model, same_model)
+
+
 def test_images_that_belong_to_the_callers_graph_or_inference_can_be_trained_on() -> None:
     """Neither a gradient nor the caller's tensors are touched."""
     leaf = tensors(2).requires_grad_()

@@ -30,8 +30,8 @@ def test_a_size_has_one_form(value: Any, checked: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ((8, 12, 16), "one number, or two for height and width, got 3"),
-        ([8], "one number, or two for height and width, got 1"),
+        ((8, 12, 16), "one number, or two for height and width, got 3 of them"),
+        ([8], "one number, or two for height and width, got 1 of them"),
         ((), "one number, or two for height and width, got 0"),
         (True, "got True"),
         ((8, False), "got False"),

@@ -68,7 +68,7 @@ def test_images_of_several_sizes_are_named_before_anything_is_written(
     common = ("--dataroot", str(whole_images), "--checkpoints_dir", str(runs), "--preprocess", "none")
     error = fails(capsys, *common, "--batch_size", "2")
     folder = whole_images / "trainB"
-    assert f"{folder / '000.png'} is 20x32 and {folder / 'more' / '000.png'} is 24x32: use" in error
+    assert f"{folder / '000.png'} is 20x32 and {folder / 'more' / '000.png'} is 24x32: remove" in error
     assert not runs.exists()
     assert run(whole_images, runs, "r", "--preprocess", "none", "--max_iters", "2").run.iteration == 2
 
@@ -98,6 +98,22 @@ def test_an_image_that_gets_another_size_ends_the_run_without_losing_it(
         f"bad image {image}: --preprocess none makes it 40x40 now, but all images of a batch must be 24x16;"
     )
     assert f"(saved after iteration {saved}; " in str(caught.value)
+    resumed = run(
+        whole_images,
+        tmp_path,
+        "broken",
+        "--continue_train",
+        "--max_iters",
+        str(saved + 4),
+        "--skip_bad_images",
+    )
+    assert resumed.run.iteration == saved + 4  # the advice of the message
+    shutil.rmtree(tmp_path / "broken")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_after_step", replaced)
+        image.write_bytes(content)
+        with pytest.raises(UserError):
+            run(whole_images, tmp_path, "broken", *more)
     image.write_bytes(content)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     run(whole_images, tmp_path, "broken", "--continue_train")

@@ -131,6 +131,26 @@ def test_trackers_are_closed_although_the_run_cannot_start(dataset: Path, tmp_pa
     assert again.closed == 1
 
 
+def test_a_tracker_that_changes_what_it_gets_changes_it_for_no_other(dataset: Path) -> None:
+    class Greedy(Recorder):
+        def add_scalars(self, iteration: int, scalars: Any) -> None:
+            scalars.clear()
+
+        def add_image(self, iteration: int, name: str, image: Image.Image) -> None:
+            image.paste(0, (0, 0, *image.size))
+
+    seen: list[Any] = []
+
+    class Other(Recorder):
+        def add_image(self, iteration: int, name: str, image: Image.Image) -> None:
+            seen.append(image.getextrema())
+
+    other = Other()
+    CycleGAN(**TINY).fit(str(dataset), max_iters=1, trackers=[Greedy(), other])
+    assert "lr" in other.scalars[1]
+    assert any(high for _, high in seen[0])
+
+
 def test_what_is_no_tracker_is_rejected(dataset: Path) -> None:
     class Half:
         def add_scalars(self) -> None: ...
@@ -140,6 +160,7 @@ def test_what_is_no_tracker_is_rejected(dataset: Path) -> None:
     for wrong, message in (
         ([Half()], "Half lacks add_image, close"),
         (tracker, "trackers must be a list of objects, got Recorder"),
+        ([Recorder], "a tracker must be an object, got the class Recorder: call it"),
     ):
         with pytest.raises(TypeError, match=message):
             CycleGAN(**TINY).fit(dataset, trackers=wrong)  # type: ignore[arg-type]

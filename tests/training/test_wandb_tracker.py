@@ -163,7 +163,7 @@ def test_wandb_that_cannot_begin_is_one_line_and_nothing_is_written(
     wandb: FakeWandb, args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wandb.error = RuntimeError("No API key configured.\nUse `wandb login` to log in.")
-    message = "--use_wandb: No API key configured. Use `wandb login` to log in. (with WANDB_MODE=offline"
+    message = "No API key configured. Use `wandb login` to log in. (with WANDB_MODE=offline"
     assert message in fails(capsys, *args, "--use_wandb")
     assert not (tmp_path / "runs").exists()
     assert cli.train([*args, "--max_iters", "1"]) == 0
