@@ -20,7 +20,7 @@ def score(runs: Path, name: str, *flags: str) -> builtin.Score:
     run = train(config, Console()).run
     assert run.images is not None
     held_out = {"A": run.images.test_A, "B": run.images.test_B}
-    return builtin.scores(run.engine.translate, held_out, run.engine.device)["AtoB"]
+    return builtin.scores(run.engine.translate, held_out, run.engine.device)["AB"]
 
 
 @pytest.mark.slow
