@@ -1,7 +1,9 @@
-"""Check and convert single settings.
+"""The settings of a run, and what checks and converts them.
 
-Settings that have forms of their own, on the command line or from Python, belong here. Their defaults and
-help texts do not: ``config`` lists all settings.
+Each group of settings is a frozen dataclass, with all defaults and help texts: those that all runs have, the
+bases of those that a recipe adds (``recipe``, which is public), and those of the official networks, which
+several recipes share. Settings that have forms of their own, on the command line or from Python, belong here
+as well. The whole configuration does not: that is ``config``.
 
 Uses ``files``.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcyclegan.errors import UserError
@@ -70,14 +70,24 @@ def _number(name: str, value: str, kinds: tuple[Any, ...]) -> Any:
     return value
 
 
-def require_known(config: type, unknown: Iterable[str]) -> None:
-    """Raise UserError if there is an ``unknown`` argument. The line suggests similar flags of ``config``."""
+def require_known(
+    config: type, unknown: Iterable[str], owners: Callable[[str], Sequence[str]] = lambda flag: ()
+) -> None:
+    """Raise UserError if there is an ``unknown`` argument. The line suggests similar flags of ``config``.
+
+    If the flag is one of other recipes, whose names ``owners`` returns, the line says so.
+    """
     arguments = list(unknown)
     if not arguments:
         return
     first, _, _ = arguments[0].partition("=")
     if not first.startswith("-"):
         raise UserError(f"unknown argument {described(first)}")
+    recipes = owners(first.lstrip("-").replace("-", "_"))
+    if recipes:
+        raise UserError(
+            f"{first} is a flag of --model {' and of --model '.join(recipes)}; --help lists all flags"
+        )
     known = {name.lower(): name for name in _types(config)}
     similar = difflib.get_close_matches(first.lstrip("-").replace("-", "_").lower(), known, n=2, cutoff=0.7)
     hint = "--help lists all flags"
