@@ -6,7 +6,7 @@ optimizers.
 beforehand. Code that makes the same iteration faster belongs here. The losses that an iteration minimises are
 defined in ``recipes/``, and the work between iterations in ``training/``.
 
-Uses ``reference``, ``kernels``, ``nn``, ``recipes``, ``data``, ``devtools`` and ``config``.
+Uses ``reference``, ``kernels``, ``nn``, ``recipes``, ``data``, ``devtools`` and ``settings``.
 """
 
 from fastcyclegan.engine.devices import (

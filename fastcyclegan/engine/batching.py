@@ -29,6 +29,8 @@ _LAYERS: tuple[type[nn.Module], ...] = (
     *(nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
     *(reference.AntialiasedDownsample, reference.AntialiasedUpsample),
     *(*_NORMS, nn.ReLU, nn.LeakyReLU, nn.Tanh, FloatTanh, nn.Dropout, nn.Identity),
+    *(nn.Linear, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.Upsample, nn.AvgPool2d, nn.MaxPool2d),
+    *(nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.ZeroPad2d, nn.GroupNorm, nn.LayerNorm),
 )
 _BLOCKS: tuple[type[nn.Module], ...] = (
     *(nn.Sequential, Chain, ResidualBlock, UnetBlock, reference.ResidualBlock, reference.UnetBlock),
@@ -45,7 +47,8 @@ _SETTINGS = (*_SIZES.split(), *_OPTIONS.split())
 def why_not_batched(name: str, net: nn.Module) -> str:
     """Return why ``net`` cannot take a batch of images in one call, or "" if it can.
 
-    Batching is possible if the network processes each image separately and has no hooks.
+    Batching is possible if the network processes each image separately and has no hooks. A class of others
+    says so of itself, apart from its layers, with the attribute ``images_are_separate = True``.
     """
     for path, module in net.named_modules():
         label = f"{name}.{path}" if path else name
@@ -53,7 +56,8 @@ def why_not_batched(name: str, net: nn.Module) -> str:
             return f"{label} is a batch norm, which computes its statistics over the whole batch"
         if not untouched(module, type(module)):
             return f"{label} has a hook or a custom forward method"
-        known = type(module) in _SINGLE or is_ours(module)
+        declared = getattr(type(module), "images_are_separate", False) is True
+        known = declared or type(module) in _SINGLE or is_ours(module)
         if not known or getattr(module, "track_running_stats", False):
             return f"{label} is of type {type(module).__name__}, which may mix the images of a batch"
     return ""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastcyclegan.config import EngineConfig
 from fastcyclegan.engine.batching import why_not_batched
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Recipe
+from fastcyclegan.settings.engine import EngineConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Maps the name of each precision to the dtype that layers compute in."""

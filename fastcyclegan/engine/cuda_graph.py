@@ -119,7 +119,8 @@ class Graphs:
         """
         # The numbers of a batch have the same addresses for every batch of this size. Images are copied into
         # buffers that the graph reads.
-        buffers = replace(inputs, A=inputs.A.clone(), B=inputs.B.clone())
+        images = {side: values.clone() for side, values in inputs.images.items()}
+        buffers = replace(inputs, images=images)
         try:
             replay, losses = self._capture(lambda: self._step(buffers))
         # A library may do something that a graph cannot record. Log the error and run without a graph.
@@ -140,8 +141,8 @@ class Graphs:
             return None
 
         def run(inputs: Inputs) -> Tensor:
-            buffers.A.copy_(inputs.A)
-            buffers.B.copy_(inputs.B)
+            for side, values in inputs.images.items():
+                images[side].copy_(values)
             replay()
             return losses.clone()
 
@@ -168,4 +169,5 @@ def key_of(inputs: Inputs, nets: Iterable[nn.Module]) -> Hashable:
     for net in nets:
         trained += [p.requires_grad for p in net.parameters()]
         hooked = hooked or any(map(has_hooks, net.modules()))
-    return kind(inputs.A), kind(inputs.B), numbers, hooked, tuple(trained)
+    images = tuple((side, kind(t)) for side, t in inputs.images.items())
+    return images, numbers, hooked, tuple(trained)

@@ -7,9 +7,9 @@ import os
 
 import torch
 
-from fastcyclegan.config import RunConfig
 from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
+from fastcyclegan.settings.run import RunConfig
 
 
 def resolve_device(config: RunConfig) -> torch.device:

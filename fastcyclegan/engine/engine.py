@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.config import EngineConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine.ahead import Ahead, Progress, copy_on_cpu, dry_translation, isolated
 from fastcyclegan.engine.choices import choose, require_possible
@@ -21,6 +21,7 @@ from fastcyclegan.engine.devices import autocast
 from fastcyclegan.engine.frozen import FrozenNetworks
 from fastcyclegan.engine.host_inputs import HostInputs
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
+from fastcyclegan.engine.phase_outputs import Outputs, joined
 from fastcyclegan.engine.preparation import (
     check_phases,
     loss_compiler,
@@ -33,7 +34,9 @@ from fastcyclegan.engine.streams import Streams
 from fastcyclegan.engine.summary import describe
 from fastcyclegan.engine.weight_average import WeightAverage
 from fastcyclegan.kernels import accumulating, overlapping
-from fastcyclegan.recipes.recipe import Inputs, Phase, PhaseResult, Recipe
+from fastcyclegan.recipes.recipe import Inputs, Phase, PhaseResult, Recipe, RecipeError
+from fastcyclegan.settings.engine import EngineConfig
+from fastcyclegan.settings.optim import OptimConfig
 
 
 class Engine:
@@ -85,15 +88,18 @@ class Engine:
         """Create the optimizers, the working copies and the averages of the weights."""
         self.host_inputs = HostInputs(self.device)
         self.phase_optimizers: dict[str, PhaseOptimizer] = {}
-        for phase in self.phases:
-            nets = [self.nets[name] for name in phase.trains]
-            in_place = self.choices.uses_kernels(phase.trains)
+        trains = {phase.name: phase.trains for phase in self.phases if phase.trains}
+        for name, trained in trains.items():
+            nets = [self.nets[each] for each in trained]
+            in_place = self.choices.uses_kernels(trained)
             optimizer = PhaseOptimizer(nets, self.optim, self.host_inputs.lr, in_place=in_place)
-            self.phase_optimizers[phase.name] = optimizer
-        self.working_copies = working_copies(self.choices, self.phases, self.phase_optimizers)
+            self.phase_optimizers[name] = optimizer
+        self.working_copies = working_copies(
+            self.choices, self.phase_optimizers, trains, together=self.recipe.phases_may_overlap
+        )
         self.average: WeightAverage | None = None
         if self.optim.ema:
-            averaged = {name: self.nets[name] for name in self.recipe.generators}
+            averaged = {name: self.nets[name] for name in self.recipe.averaged}
             self.average = WeightAverage(averaged, self.optim.ema)
         self._parameters = parameter_ids(self.nets.values())
 
@@ -121,13 +127,15 @@ class Engine:
                 " create a new engine"
             )
         if self.ahead is not None:
-            kind = (batch.A.shape, batch.B.shape, self.frozen.names)
+            shapes = tuple((side, images.shape) for side, images in batch.images.items())
+            kind = (shapes, self.frozen.names)
             self.ahead.prepare(kind, self.nets, lambda: self.dry_step(batch))
         decisions = self.recipe.decide(batch)
+        _check_decisions(decisions, len(batch.samples))
         with self.streams.running_iteration(), self._named("iteration"):
             # The numbers are views of one block of memory, so they are sent and read on the same stream: a
             # later copy must not overtake an earlier read.
-            inputs = Inputs(batch.A, batch.B, self.host_inputs.send(lr, decisions))
+            inputs = Inputs(batch.images, self.host_inputs.send(lr, decisions))
             if self.graphs is None:
                 losses = self._iterate(inputs)
             else:
@@ -139,8 +147,8 @@ class Engine:
 
     def _iterate(self, inputs: Inputs) -> Tensor:
         """Launch one iteration. A graph captures all of this, so the host must not decide anything here."""
-        for copies in self.working_copies:
-            copies.refresh()
+        for name in self.working_copies:
+            self._refresh(name)
         with overlapping(self.streams.weight_gradients):
             if self._overlaps_phases(inputs):
                 losses = self._overlapping_phases(inputs)
@@ -152,36 +160,46 @@ class Engine:
         return torch.cat(losses)
 
     def _phases_in_order(self, inputs: Inputs) -> list[Tensor]:
-        losses: list[Tensor] = []
-        outputs: dict[str, Tensor] = {}
-        for phase in self.phases:
+        losses: dict[str, Tensor] = {}  # those of a phase that is repeated are from its last time
+        outputs = Outputs(inputs, self._parts(inputs))
+        for position, phase in enumerate(self.phases, start=1):
             with self._gradients_ready(phase):
-                result = self._in_parts(phase, _prepared(phase, inputs, outputs))
+                of_phase = self._in_parts(phase, outputs)
                 self._update(phase)
-            losses.append(result.losses)
-            outputs |= result.outputs
-        return losses
+            if phase.losses:
+                losses[phase.name] = of_phase
+            if position < len(self.phases):
+                self._refresh(phase.name)
+        return list(losses.values())
 
-    def _in_parts(self, phase: Phase, inputs: Inputs) -> PhaseResult:
-        """Run forward and backward of ``phase`` on at most ``micro_batch`` samples at a time."""
-        count, part = inputs.A.shape[0], self.choices.options.micro_batch
-        if part is None or count <= part:
-            result = self._forward(phase, inputs)
-            self._backward(phase, result.losses)
-            return PhaseResult(result.losses.detach(), result.outputs)
+    def _in_parts(self, phase: Phase, outputs: Outputs) -> Tensor:
+        """Run forward and backward of ``phase``, for one part of the batch after another.
+
+        Returns its losses, and adds its outputs to ``outputs``.
+        """
         results = []
-        for start in range(0, count, part):
-            stop = min(start + part, count)
-            result = self._forward(phase, inputs.part(start, stop))
-            losses = (stop - start) / count * result.losses
+        for inputs, share in outputs.parts_for(phase):
+            result = self._forward(phase, inputs)
+            losses = result.losses if share == 1 else share * result.losses
             self._backward(phase, losses)
             results.append(PhaseResult(losses.detach(), result.outputs))
-        return _joined(results)
+        outputs.add(results)
+        return joined([result.losses for result in results])
+
+    def _parts(self, inputs: Inputs) -> list[tuple[int, int]]:
+        """Return the ranges of samples of at most ``micro_batch`` that are run one after another."""
+        count, part = inputs.count, self.choices.options.micro_batch
+        if part is None or count <= part:
+            return [(0, count)]
+        return [(start, min(start + part, count)) for start in range(0, count, part)]
 
     def _overlaps_phases(self, inputs: Inputs) -> bool:
-        part = self.choices.options.micro_batch
-        in_parts = part is not None and inputs.A.shape[0] > part
-        return self.choices.overlap_phases and not in_parts
+        return self.choices.overlap_phases and len(self._parts(inputs)) == 1
+
+    def _refresh(self, name: str) -> None:
+        """Update the working copies of the phase ``name``, if there are any."""
+        for copies in self.working_copies.get(name, ()):
+            copies.refresh()
 
     def _overlapping_phases(self, inputs: Inputs) -> list[Tensor]:
         """Run the second phase between forward and backward of the first, on a separate stream.
@@ -192,9 +210,11 @@ class Engine:
         with self._gradients_ready(first), self._gradients_ready(second):
             # The other stream reads the outputs. This variable keeps them alive until both phases have
             # finished.
-            one = self._forward(first, _prepared(first, inputs, {}))
+            outputs = Outputs(inputs, self._parts(inputs))
+            one = self._forward(first, outputs.prepared(first))
+            outputs.add([one])
             with self.streams.running_second_phase():
-                two = self._forward(second, _prepared(second, inputs, one.outputs))
+                two = self._forward(second, outputs.prepared(second))
                 self._backward(second, two.losses)
             self._backward(first, one.losses)
             self.streams.join_phases()
@@ -203,21 +223,43 @@ class Engine:
         return [one.losses.detach(), two.losses.detach()]
 
     def _gradients_ready(self, phase: Phase) -> AbstractContextManager[None]:
+        if not phase.trains:
+            return contextlib.nullcontext()
         return self.phase_optimizers[phase.name].gradients_ready()
 
     def _forward(self, phase: Phase, inputs: Inputs) -> PhaseResult:
         frozen = [p for name in phase.freezes for p in self.nets[name].parameters()]
         with self._named(f"{phase.name} forward"), _frozen(frozen), self._autocast():
-            return phase.run(self.calls, inputs)
+            result = phase.run(self.calls, inputs)
+        if not isinstance(result, PhaseResult):
+            raise RecipeError(f"phase {phase.name} returns a {type(result).__name__}, not a PhaseResult")
+        if result.losses.shape != (len(phase.losses),):
+            raise RecipeError(
+                f"phase {phase.name} names {len(phase.losses)} losses ({', '.join(phase.losses)}), but"
+                f" returns a tensor of shape {list(result.losses.shape)}"
+            )
+        return result
 
     def _backward(self, phase: Phase, losses: Tensor) -> None:
         # One backward pass over the sum of the terms: the gradient of each term is 1. The weights of a
         # generator are used twice, and the kernels add the second gradient to the first in place.
-        if losses.requires_grad:  # false if everything that the phase trains is frozen
+        if not losses.requires_grad:
+            self._require_frozen(phase)
+        else:
             with self._named(f"{phase.name} backward"), accumulating():
                 losses.sum().backward()
 
+    def _require_frozen(self, phase: Phase) -> None:
+        """Raise RecipeError if ``phase`` trains a network, on which its losses do not depend."""
+        for name in phase.trains:
+            if any(p.requires_grad for p in self.nets[name].parameters()):
+                raise RecipeError(
+                    f"the losses of phase {phase.name} do not depend on {name}, which it trains"
+                )
+
     def _update(self, phase: Phase) -> None:
+        if not phase.trains:
+            return
         self.streams.join_weight_gradients()
         with self._named(f"{phase.name} Adam"):
             self.phase_optimizers[phase.name].step()
@@ -228,7 +270,7 @@ class Engine:
         They are out of date once the weights have changed, and were never filled if a capture only recorded
         the copying.
         """
-        for copies in self.working_copies:
+        for copies in itertools.chain.from_iterable(self.working_copies.values()):
             copies.forget()
 
     def _autocast(self) -> torch.autocast:
@@ -256,8 +298,7 @@ class Engine:
             copied = type(self)(
                 self.recipe.new_instance(), nets, self.optim, cpu, self.choices.precision, options=options
             )
-            A, B = torch.zeros_like(batch.A, device=cpu), torch.zeros_like(batch.B, device=cpu)
-            copied.step(dataclasses.replace(batch, A=A, B=B), 0.0)
+            copied.step(batch.with_images(lambda images: torch.zeros_like(images, device=cpu)), 0.0)
 
     def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Yield ``batches``, copied to the device while an iteration runs."""
@@ -331,19 +372,14 @@ class Engine:
             self.graphs.forget()
 
 
-def _prepared(phase: Phase, inputs: Inputs, outputs: dict[str, Tensor]) -> Inputs:
-    """Return the inputs of ``phase``, including the outputs of earlier phases that it uses."""
-    wanted = {name: outputs[name] for name in phase.wants}
-    return phase.prepare(dataclasses.replace(inputs, earlier=wanted))
-
-
-def _joined(results: list[PhaseResult]) -> PhaseResult:
-    """Combine the results of the parts of a batch into the result of the whole batch."""
-    losses = torch.stack([result.losses for result in results]).sum(0)
-    outputs = {}
-    for name in results[0].outputs:
-        outputs[name] = torch.cat([result.outputs[name] for result in results])
-    return PhaseResult(losses, outputs)
+def _check_decisions(decisions: Mapping[str, Tensor], count: int) -> None:
+    """Raise RecipeError unless each of ``decisions`` has one column for each of ``count`` samples."""
+    for name, values in decisions.items():
+        if not isinstance(values, Tensor) or not values.dim() or values.shape[-1] != count:
+            found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise RecipeError(
+                f"decide must return tensors [..., N] for {count} samples, but {name} is {found}"
+            )
 
 
 @contextlib.contextmanager

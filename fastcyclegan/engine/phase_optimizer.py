@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.config import OptimConfig
+from fastcyclegan.settings.optim import OptimConfig
 
 
 def _kinds(net: nn.Module) -> list[tuple[torch.Size, torch.dtype]]:
@@ -83,6 +83,9 @@ class PhaseOptimizer:
                 self.memory.zero_()
                 for p, gradient in self.gradients:
                     p.grad = gradient if p.requires_grad else None
+            else:
+                # Another phase may have called these networks without freezing them.
+                self.adam.zero_grad(set_to_none=True)
             yield
         finally:
             self.adam.zero_grad(set_to_none=True)

@@ -18,7 +18,10 @@ from fastcyclegan.engine.devices import ensure_user_name
 from fastcyclegan.engine.phase_optimizer import PhaseOptimizer
 from fastcyclegan.kernels import WorkingCopies
 from fastcyclegan.nn.networks import set_impl
-from fastcyclegan.recipes.recipe import Compile, Phase, Recipe, uncompiled
+from fastcyclegan.recipes.recipe import Compile, Phase, Recipe, RecipeError, uncompiled
+
+LOGGED = ("iteration", "epoch", "lr", "it/s", "images/s")
+"""The names of the values that a record has besides the losses."""
 
 
 def prepare_networks(
@@ -40,20 +43,45 @@ def prepare_networks(
 
 
 def check_phases(phases: Sequence[Phase], nets: Mapping[str, nn.Module], overlapping: bool) -> None:
-    """Raise ValueError for the first of ``phases`` that an engine over ``nets`` cannot run."""
-    names = [phase.name for phase in phases]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Engine: phases must have unique names, got {', '.join(names)}")
-    if overlapping and len(phases) != 2:
-        raise ValueError(f"Engine: overlapping requires two phases, got {len(phases)}")
+    """Raise RecipeError for the first of ``phases`` that an engine over ``nets`` cannot run."""
+    known: dict[str, Phase] = {}
     for phase in phases:
-        if not phase.trains:
-            raise ValueError(f"Engine: phase {phase.name} must train at least one network")
-        for name in (*phase.trains, *phase.freezes):
-            if name not in nets:
-                raise ValueError(
-                    f"Engine: networks of phase {phase.name} must be among {', '.join(nets)}, got {name}"
-                )
+        if known.setdefault(phase.name, phase) != phase:
+            names = ", ".join(each.name for each in phases)
+            raise RecipeError(f"phases that differ must have unique names, got {names}")
+    if not any(phase.trains for phase in phases):
+        raise RecipeError("no phase trains a network")
+    _check_losses(list(known.values()))
+    if overlapping and len(phases) != 2:
+        raise RecipeError(f"overlapping requires two phases, got {len(phases)}")
+    for phase in phases:
+        _check_networks(phase, nets)
+
+
+def _check_networks(phase: Phase, nets: Mapping[str, nn.Module]) -> None:
+    for member in ("trains", "freezes", "losses", "wants"):
+        if not isinstance(getattr(phase, member), tuple):
+            raise RecipeError(f"{member} of phase {phase.name} must be a tuple of names")
+    for name in (*phase.trains, *phase.freezes):
+        if name not in nets:
+            raise RecipeError(f"networks of phase {phase.name} must be among {', '.join(nets)}, got {name}")
+    for name in phase.trains:
+        if name in phase.freezes:
+            raise RecipeError(f"phase {phase.name} both trains and freezes {name}")
+
+
+def _check_losses(phases: Sequence[Phase]) -> None:
+    """Raise RecipeError unless each phase that trains networks names its losses, each a name of its own."""
+    owners: dict[str, str] = {}
+    for phase in phases:
+        if phase.trains and not phase.losses:
+            raise RecipeError(f"phase {phase.name} trains networks, so it must name its losses")
+        for name in phase.losses:
+            owner = owners.setdefault(name, phase.name)
+            if owner != phase.name or phase.losses.count(name) > 1:
+                raise RecipeError(f"the loss {name} is named twice, in {owner} and {phase.name}")
+            if name in LOGGED:
+                raise RecipeError(f"phase {phase.name} has a loss called {name}, as another logged value is")
 
 
 def network_calls(
@@ -97,27 +125,38 @@ def _dynamic(fixed_sizes: bool) -> bool | None:
 
 
 def working_copies(
-    choices: EngineChoices, phases: Sequence[Phase], optimizers: Mapping[str, PhaseOptimizer]
-) -> list[WorkingCopies]:
-    """Create copies of the weights and biases in the form that the kernels read.
+    choices: EngineChoices,
+    optimizers: Mapping[str, PhaseOptimizer],
+    trains: Mapping[str, Sequence[str]],
+    *,
+    together: bool,
+) -> dict[str, list[WorkingCopies]]:
+    """Create copies of the weights and biases in the form that the kernels read, by phase.
 
-    The weights of networks that run as a pair are stacked, and so are their biases. Weights are rounded to
-    the dtype that layers compute in; biases stay in fp32. The list is empty if no copies are needed.
+    ``trains`` are the networks that each phase trains. If ``together`` is set, because no phase needs the
+    weights that another has updated before it, the copies of all phases are made together, under the name "".
+    There are none for networks that the kernels do not compute, or if no copies are needed.
     """
     if choices.dtype == torch.float32 and not choices.pairing:
-        return []
-    weights, biases = [], []
-    for phase in phases:
-        if not choices.kernel_networks.issuperset(phase.trains):
-            continue
-        for place in optimizers[phase.name].places:
-            if place[0].dim() == 4:
-                weights.append(place)
-            elif place[0].dim() == 1:
-                biases.append(place)
+        return {}
+    places: dict[str, list[list[nn.Parameter]]] = {}
+    for name, optimizer in optimizers.items():
+        if choices.kernel_networks.issuperset(trains[name]):
+            places.setdefault("" if together else name, []).extend(optimizer.places)
+    return {name: _copies_of(each, choices.dtype) for name, each in places.items()}
+
+
+def _copies_of(places: Sequence[list[nn.Parameter]], dtype: torch.dtype) -> list[WorkingCopies]:
+    """Create copies of parameters, grouped by ``places``.
+
+    The weights of networks that run as a pair are stacked, and so are their biases. Weights are rounded to
+    ``dtype``, in which layers compute; biases stay in fp32.
+    """
+    weights = [place for place in places if place[0].dim() == 4]
+    biases = [place for place in places if place[0].dim() == 1]
     copies = []
     if weights:
-        copies.append(WorkingCopies(weights, choices.dtype))
+        copies.append(WorkingCopies(weights, dtype))
     if biases:
         copies.append(WorkingCopies(biases, torch.float32))
     return copies

@@ -71,8 +71,8 @@ class Streams:
     def keep(self, batch: Batch) -> None:
         """Prevent reuse of the memory of ``batch`` until the iterations launched so far have finished."""
         if self.iteration is not None:
-            batch.A.record_stream(self.iteration)
-            batch.B.record_stream(self.iteration)
+            for images in batch.images.values():
+                images.record_stream(self.iteration)
 
     def uploading(self, batches: Generator[Batch]) -> Generator[Batch]:
         """Yield ``batches``, copied to the device on a separate stream while an iteration runs."""
@@ -88,6 +88,6 @@ class Streams:
                     return
                 current = torch.cuda.current_stream(self.device)
                 current.wait_stream(copying)
-                batch.A.record_stream(current)
-                batch.B.record_stream(current)
+                for images in batch.images.values():
+                    images.record_stream(current)
                 yield batch

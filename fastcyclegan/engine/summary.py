@@ -62,7 +62,7 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
     if len(different) == 1:
         return different.pop()
     for name in choices.eager_networks:
-        used[name] += " (differentiated twice by wgangp)"
+        used[name] += " (differentiated twice)"
     return ", ".join(f"{name} {impl}" for name, impl in used.items())
 
 
@@ -121,8 +121,8 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
             return "no: one network keeps a CPU busy"
         return "off" if choices.kernel_networks else "no: PyTorch computes the networks"
     pairs = []
-    for phase in phases:
-        if len(phase.trains) == 1:
+    for phase in dict.fromkeys(phases):
+        if len(phase.trains) < 2:
             continue
         reason = why_not_together({name: nets[name] for name in phase.trains})
         mode = f"run separately: {reason}" if reason else "run as one"
@@ -165,7 +165,7 @@ def _compiled(choices: EngineChoices, nets: Nets) -> str:
             else "the losses (the kernels compute the networks)"
         )
     if choices.eager_networks:
-        return f"all except {' '.join(choices.eager_networks)} (wgangp differentiates them twice)"
+        return f"all except {' '.join(choices.eager_networks)} (they are differentiated twice)"
     return "yes"
 
 

@@ -10,8 +10,8 @@ import torch
 from bench.official_order import OfficialCycleGAN
 from fastcyclegan import reference as ref
 from fastcyclegan.config import LossConfig, ModelConfig
-from fastcyclegan.data.sample_plan import AUGMENT_NUMBERS, AUGMENTED
 from fastcyclegan.engine import Engine
+from fastcyclegan.recipes.cyclegan import AUGMENT_NUMBERS, AUGMENTED
 from fastcyclegan.testing import is_cancelled_bias, relative_error
 
 SMALL = ModelConfig(netG="resnet_1blocks", ngf=4, ndf=4, netD="n_layers", n_layers_D=2)
@@ -35,10 +35,10 @@ class PlannedRandom:
 
 def augment_numbers(batch: Any) -> dict[str, torch.Tensor]:
     """Return the random numbers [7, N] of each augmented input, or {} if the plan drew none."""
-    if not batch.samples[0].augment:
+    if not batch.samples[0].numbers:
         return {}
     return {
-        name: torch.tensor([s.augment[AUGMENT_NUMBERS * k :][:AUGMENT_NUMBERS] for s in batch.samples]).T
+        name: torch.tensor([s.numbers[AUGMENT_NUMBERS * k :][:AUGMENT_NUMBERS] for s in batch.samples]).T
         for k, name in enumerate(AUGMENTED)
     }
 

@@ -244,8 +244,8 @@ def test_each_batch_size_is_prepared_before_its_first_iteration(monkeypatch: pyt
     one.step(batch(2), 1e-4)
     one.frozen.set(["G_AB"])  # then the kernels of some gradients are not needed
     one.step(batch(), 1e-4)
-    sizes = [(torch.Size([n, 3, 32, 32]),) * 2 for n in (1, 2)]
-    kinds = [(*sizes[0], ()), (*sizes[1], ()), (*sizes[0], ("G_AB",))]
+    sizes = [tuple((side, torch.Size([n, 3, 32, 32])) for side in "AB") for n in (1, 2)]
+    kinds = [(sizes[0], ()), (sizes[1], ()), (sizes[0], ("G_AB",))]
     assert order == [each for kind in kinds for each in (kind, "iteration")]
 
 
@@ -270,7 +270,7 @@ logged = []
 nets = seeded_networks(ModelConfig(netG="resnet_1blocks"))
 engine = make_engine(nets, device="cuda", precision="bf16", log=logged.append)
 batch = random_batch(64, Plan(0, 100, 100, 1), 0)
-batch = dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda())
+batch = batch.with_images(torch.Tensor.cuda)
 engine.ahead.prepare((batch.A.shape, batch.B.shape), engine.nets, lambda: engine.dry_step(batch))
 compiled = []
 def record(src, cache_hit, **_):

@@ -140,7 +140,7 @@ def _hook(nets: dict[str, nn.Module]) -> None:
 
 
 def _replace(nets: dict[str, nn.Module]) -> None:
-    nets["other"].model[3] = nn.GELU()
+    nets["other"].model[3] = nn.Hardswish()
 
 
 def _freeze(nets: dict[str, nn.Module]) -> None:
@@ -166,7 +166,7 @@ UNPAIRED: list[tuple[str, dict[str, Any], Callable[..., None], str]] = [
         "an unknown module",
         {},
         _replace,
-        "not batched: other.model.3 is of type GELU, which may mix the images of a batch",
+        "not batched: other.model.3 is of type Hardswish, which may mix the images of a batch",
     ),
     (
         "a frozen weight",

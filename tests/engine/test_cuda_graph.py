@@ -34,7 +34,7 @@ def batches(count: int, batch: int = 1, size: int = 16, dtype: torch.dtype = tor
 
     An epoch has 7 samples, so at a batch size of 3 the last batch of an epoch is a partial one.
     """
-    plan = Plan(3, 7, 7, batch, augment=True)
+    plan = Plan(3, 7, 7, batch, numbers=42)
     return [random_batch(size, plan, n, dtype=dtype) for n in range(count)]
 
 
@@ -139,7 +139,7 @@ def test_an_iteration_on_the_kernels_is_replayed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cuda_graph, "WARM_UP", 1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, capture = batches(4, size=16, dtype=torch.float32), RecordedGraph()
-    data = [dataclasses.replace(b, A=b.A.to(device), B=b.B.to(device)) for b in data]
+    data = [b.with_images(lambda images: images.to(device)) for b in data]
     engines = []
     for options in (GRAPH, PLAIN):
         nets = seeded_networks(dataclasses.replace(SMALL, impl="triton"))
@@ -297,10 +297,7 @@ def test_a_cuda_graph_trains_like_plain_launches(precision: str, overlap: str) -
         ]
         for n in range(200):
             batch = random_batch(32, Plan(3, 7, 7), n)
-            losses = [
-                engine.step(dataclasses.replace(batch, A=batch.A.cuda(), B=batch.B.cuda()), 2e-4)
-                for engine in engines
-            ]
+            losses = [engine.step(batch.with_images(Tensor.cuda), 2e-4) for engine in engines]
             testing.assert_same_bits(f"losses of iteration {n + 1}", *losses)
         assert_same_bits(*engines)
         assert engines[0].graphs.captured == 1

@@ -13,7 +13,6 @@ from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.engine import resolve_device, resolve_precision, why_not_compiled
 from fastcyclegan.engine.preparation import prepare_networks
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.registry import make_recipe
 
 
 def test_devices_and_precisions() -> None:
@@ -56,5 +55,5 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch, start: 
     if start == "compiling":
         why_not_compiled(torch.device("cpu"))
     else:
-        prepare_networks(make_recipe(TrainConfig()), {}, torch.device("cpu"))
+        prepare_networks(TrainConfig().make_recipe(), {}, torch.device("cpu"))
     assert getpass.getuser() == f"uid_{os.getuid()}"

@@ -122,12 +122,21 @@ def test_compiled_wgangp_trains() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "D"}, "phases must have unique names, got D, D"),
-        ({"trains": ()}, "phase G must train at least one network"),
+        ({"name": "D"}, "phases that differ must have unique names, got D, D"),
+        ({"losses": ()}, "phase G trains networks, so it must name its losses"),
+        ({"losses": ("a", "a", "b", "c", "d", "e")}, "the loss a is named twice, in G and G"),
+        ({"losses": ("D_A",)}, "the loss D_A is named twice, in G and D"),
         ({"trains": ("G",)}, "networks of phase G must be among G_AB, G_BA, D_B, D_A, got G"),
         ({"freezes": ("D",)}, "networks of phase G must be among .*, got D"),
     ],
-    ids=["duplicate name", "nothing to train", "unknown network to train", "unknown network to freeze"],
+    ids=[
+        "duplicate name",
+        "unnamed losses",
+        "a name twice in a phase",
+        "a name in two phases",
+        "unknown network to train",
+        "unknown network to freeze",
+    ],
 )
 def test_phases_that_cannot_run_raise(change: dict[str, Any], message: str) -> None:
     class Wrong(CycleGANRecipe):
