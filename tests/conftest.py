@@ -135,9 +135,15 @@ def unpaired(
     return source(a, Fit(mode, 24, 16, channels[0])), source(b, Fit(mode, 24, 16, channels[1]))
 
 
+def both(a: Source, b: Source) -> dict[str, Source]:
+    """Return the sources of two domains as loaders take them."""
+    return {"A": a, "B": b}
+
+
 def same_batch(x: Batch, y: Batch) -> bool:
-    same_samples = (x.paths_A, x.paths_B, x.samples) == (y.paths_A, y.paths_B, y.samples)
-    return same_samples and torch.equal(x.A, y.A) and torch.equal(x.B, y.B)
+    if (x.paths, x.samples) != (y.paths, y.samples) or x.images.keys() != y.images.keys():
+        return False
+    return all(torch.equal(images, y.images[side]) for side, images in x.images.items())
 
 
 @pytest.fixture

@@ -3,6 +3,5 @@
 Loaders, file formats, augmentations, dataset downloads and dataset checks belong here. Code that runs a
 network on a batch does not: this package works without networks.
 
-Uses ``config``, ``settings``, ``kernels`` (only for the location of the cache folder), ``tensor_files`` and
-``files``.
+Uses ``settings``, ``kernels`` (only for the location of the cache folder), ``tensor_files`` and ``files``.
 """

@@ -6,19 +6,21 @@ Crops and flips still come from the plan.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fastcyclegan.data.background import Stopping, never, raise_if
 from fastcyclegan.data.batch import Batch
+from fastcyclegan.data.equal_sizes import resized_size
 from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.host_memory import free_memory
 from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Loader, Log, Reader, Row, Source
-from fastcyclegan.data.sample_plan import Plan, View
+from fastcyclegan.data.sample_plan import Plan, Sample, View
+from fastcyclegan.data.source import have_one_fit
 from fastcyclegan.errors import UserError
 
 
@@ -40,27 +42,26 @@ def bytes_needed(source: Source) -> int:
     """
     pixels = 0
     for path in source.paths:
-        checked = source.checked[path]
-        width, height = source.fit.resized((checked.width, checked.height))
+        width, height = resized_size(source.checked[path], source.fit, source.half)
         pixels += width * height
     return pixels * source.fit.channels
 
 
 def cache_images(
-    sources: Sequence[Source],
-    readers: Sequence[Reader],
+    sources: Mapping[str, Source],
+    readers: Mapping[str, Reader],
     device: torch.device,
     free: int | None = None,
     *,
     stopping: Stopping = never,
-) -> list[CachedImages]:
-    """Read all images of each source with the corresponding reader into the memory of ``device``.
+) -> dict[str, CachedImages]:
+    """Read all images of each source with the reader of its domain into the memory of ``device``.
 
     Raises UserError, before anything is read, if the images need more than half of the ``free`` bytes, and
     StoppedError between images once ``stopping`` returns True. If a file can no longer be read, its error is
     stored in place of the image.
     """
-    needed = sum(bytes_needed(source) for source in sources)
+    needed = sum(bytes_needed(source) for source in sources.values())
     if free is None:
         free = free_memory(device)
     if needed > free // 2:
@@ -69,29 +70,54 @@ def cache_images(
             f"--cache {cache}: the images need {needed / 2**20:,.0f} MiB, more than half of the"
             f" {free / 2**20:,.0f} MiB that are free; use --cache none"
         )
-    return [
-        _cache_source(source, reader, device, stopping)
-        for source, reader in zip(sources, readers, strict=True)
-    ]
+    cached: dict[str, CachedImages] = {}
+    for sides in _read_together(sources):
+        blocks = {side: _Block(bytes_needed(sources[side]), device) for side in sides}
+        with contextlib.closing(readers[sides[0]].read(_jobs(sources, sides))) as read:
+            for job, row in read:
+                raise_if(stopping)
+                blocks[job.tag].append(row)
+        cached |= {side: CachedImages(block.rows, block.size) for side, block in blocks.items()}
+    return cached
 
 
-def _cache_source(source: Source, reader: Reader, device: torch.device, stopping: Stopping) -> CachedImages:
-    size = bytes_needed(source)
-    memory = torch.empty(size, dtype=torch.uint8, device=device)
-    rows: list[Row] = []
-    used = 0
-    jobs = (Job(path, None, source.checked.get(path)) for path in source.paths)
-    with contextlib.closing(reader.read(jobs)) as read:
-        for _, row in read:
-            raise_if(stopping)
-            if isinstance(row, Tensor) and used + row.numel() <= size:
-                slot = memory[used : used + row.numel()].view(row.shape)
-                slot.copy_(row)
-                used += row.numel()
-                row = slot
-            # If files grew after the check, images that do not fit in the block keep their own memory.
-            rows.append(row)
-    return CachedImages(rows, size)
+def _read_together(sources: Mapping[str, Source]) -> list[tuple[str, ...]]:
+    """Return the domains in the groups in which they are read: all at once if that decodes files once."""
+    if have_one_fit(sources) and all(source.half is not None for source in sources.values()):
+        return [tuple(sources)]
+    return [(side,) for side in sources]
+
+
+def _jobs(sources: Mapping[str, Source], sides: Sequence[str]) -> Iterator[Job]:
+    for index in range(len(sources[sides[0]].paths)):
+        for side in sides:
+            source = sources[side]
+            path = source.paths[index]
+            yield Job(path, None, source.checked.get(path), side, source.half)
+
+
+@dataclass
+class _Block:
+    """A block of ``size`` bytes on ``device``, and the images that were copied into it."""
+
+    size: int
+    device: torch.device
+    rows: list[Row] = field(default_factory=list)
+    used: int = 0
+
+    def __post_init__(self) -> None:
+        self.memory = torch.empty(self.size, dtype=torch.uint8, device=self.device)
+
+    def append(self, row: Row) -> None:
+        end = self.used
+        if isinstance(row, Tensor):
+            end += row.numel()
+        # If files grew after the check, images that do not fit in the block keep their own memory.
+        if isinstance(row, Tensor) and end <= self.size:
+            slot = self.memory[self.used : end].view(row.shape)
+            slot.copy_(row)
+            row, self.used = slot, end
+        self.rows.append(row)
 
 
 def view_of(pixels: Tensor, fit: Fit, view: View, device: torch.device) -> Tensor:
@@ -114,31 +140,27 @@ class CachedLoader(Loader):
 
     def __init__(
         self,
-        a: Source,
-        b: Source,
+        sources: Mapping[str, Source],
         plan: Plan,
         device: torch.device,
-        cached_A: CachedImages,
-        cached_B: CachedImages,
+        cached: Mapping[str, CachedImages],
         *,
         skip_bad_images: bool = False,
         log: Log = lambda text: None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
-        self.cached_A, self.cached_B = cached_A, cached_B
+        super().__init__(sources, plan, device, skip_bad_images=skip_bad_images, log=log)
+        self.cached = dict(cached)
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         for epoch, numbers in self.plan.batches(start, stop):
             rows = []
             for i in numbers:
                 sample = self.plan.sample(epoch, i)
-                a = self._view(self.cached_A, self.a.fit, sample.index_A, sample.view_A)
-                b = self._view(self.cached_B, self.b.fit, sample.index_B, sample.view_B)
-                rows.append(self._good_pair(sample, a, b))
+                rows.append(self._good(sample, {side: self._view(side, sample) for side in self.sources}))
             yield self._batch_of_rows(rows)
 
-    def _view(self, cached: CachedImages, fit: Fit, index: int, view: View) -> Row:
-        row = cached.rows[index]
+    def _view(self, side: str, sample: Sample) -> Row:
+        row = self.cached[side].rows[sample.index(side)]
         if isinstance(row, BadImageError):
             return row
-        return view_of(row, fit, view, self.device)
+        return view_of(row, self.sources[side].fit, sample.view(side), self.device)

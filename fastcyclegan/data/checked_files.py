@@ -20,7 +20,7 @@ import PIL
 from PIL import ImageFile
 
 from fastcyclegan.data.background import ReadingThreads, result_of
-from fastcyclegan.data.image_file import READABLE, BadImageError, examine
+from fastcyclegan.data.image_file import READABLE, BadImageError, Size, examine
 from fastcyclegan.data.pixel_limit import max_pixels
 from fastcyclegan.errors import system_reason
 from fastcyclegan.files.json_file import read_json
@@ -52,6 +52,11 @@ class Checked:
     plain: bool = False
     brightest: int | None = None
     is_lasting: bool = True
+
+    @property
+    def size(self) -> Size:
+        """The (width, height) of the upright image."""
+        return self.width, self.height
 
     def is_unchanged(self) -> bool:
         """Return whether the file on disk is still the one that was checked."""

@@ -6,12 +6,12 @@ DALI is chosen if it is installed and supports the device, otherwise Pillow.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from fastcyclegan.config import DataConfig
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.cached_loader import CachedLoader, cache_images
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
@@ -21,6 +21,7 @@ from fastcyclegan.data.loader import Loader, Log, Reader, Source
 from fastcyclegan.data.pillow_loader import WORKERS, FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
+from fastcyclegan.settings.data import DataConfig
 
 MAX_THREADS = 16
 
@@ -106,8 +107,7 @@ def make_reader(
 
 def make_loader(
     choice: Choice,
-    a: Source,
-    b: Source,
+    sources: Mapping[str, Source],
     plan: Plan,
     device: torch.device,
     config: DataConfig,
@@ -117,23 +117,27 @@ def make_loader(
 ) -> Loader:
     """Return the loader of ``choice``; with a cache, fill the cache and return a loader that reads from it.
 
-    ``stopping`` becomes the loader's attribute. Raises UserError if the images do not fit into the cache, or
-    if the cache should be on a GPU but the run does not use one, and StoppedError if ``stopping`` returns
-    True while the cache is filled.
+    ``sources`` maps the names of the domains to their images. ``stopping`` becomes the loader's attribute.
+    Raises UserError if the images do not fit into the cache, or if the cache should be on a GPU but the run
+    does not use one, and StoppedError if ``stopping`` returns True while the cache is filled.
     """
     skip = config.skip_bad_images
     loader: Loader
     if config.cache != "none":
         check_cache(config.cache, device)
         cache_device = device if config.cache == "gpu" else torch.device("cpu")
-        readers = [make_reader(choice, source.fit, device, log, stopping=stopping) for source in (a, b)]
-        cached_A, cached_B = cache_images((a, b), readers, cache_device, stopping=stopping)
-        total = (cached_A.bytes + cached_B.bytes) / 2**20
-        log(f"--cache {config.cache}: {len(a.paths) + len(b.paths)} images cached in {total:,.1f} MiB")
-        loader = CachedLoader(a, b, plan, device, cached_A, cached_B, skip_bad_images=skip, log=log)
+        readers = {
+            side: make_reader(choice, source.fit, device, log, stopping=stopping)
+            for side, source in sources.items()
+        }
+        cached = cache_images(sources, readers, cache_device, stopping=stopping)
+        count = sum(len(images.rows) for images in cached.values())
+        total = sum(images.bytes for images in cached.values()) / 2**20
+        log(f"--cache {config.cache}: {count} images cached in {total:,.1f} MiB")
+        loader = CachedLoader(sources, plan, device, cached, skip_bad_images=skip, log=log)
     elif choice.kind == "dali":
-        loader = DaliLoader(a, b, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
+        loader = DaliLoader(sources, plan, device, threads=choice.threads, skip_bad_images=skip, log=log)
     else:
-        loader = FolderLoader(a, b, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)
+        loader = FolderLoader(sources, plan, device, workers=choice.threads, skip_bad_images=skip, log=log)
     loader.stopping = stopping
     return loader

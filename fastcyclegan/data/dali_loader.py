@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,10 +34,12 @@ from fastcyclegan.data.background import ReadingThreads, Stopping, in_background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_pipeline import BLOCK, DaliPipeline, EncodedFile, parses
 from fastcyclegan.data.fit import Fit, take_view
+from fastcyclegan.data.halves import Half, half_box, why_not_halves
 from fastcyclegan.data.image_file import Pixels, Size, is_whole, read_header
-from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
+from fastcyclegan.data.loader import Job, Loader, Log, Row, Source, neighbours
 from fastcyclegan.data.pillow_loader import read_with_pillow
-from fastcyclegan.data.sample_plan import Plan, Sample, View
+from fastcyclegan.data.sample_plan import Plan, View
+from fastcyclegan.data.source import have_one_fit
 
 BLOCK_BYTES = 2**28
 """Maximum number of decoded bytes per block. Blocks of large images therefore contain fewer images."""
@@ -45,9 +47,12 @@ AHEAD = 2
 """Finished blocks that can wait for the consumer while another is resized and yet another is decoded."""
 
 
-def resize_crop_and_flip(pixels: Pixels, fit: Fit, view: View | None) -> Pixels:
-    """Resize, crop and flip decoded ``pixels`` [H, W, 3] to [h, w, C]."""
+def resize_crop_and_flip(pixels: Pixels, fit: Fit, view: View | None, half: Half | None = None) -> Pixels:
+    """Resize, crop and flip decoded ``pixels`` [H, W, 3], or a ``half`` of them, to [h, w, C]."""
     height, width = pixels.shape[:2]
+    if half is not None:
+        left, _, right, _ = half_box((width, height), half)
+        pixels, width = np.ascontiguousarray(pixels[:, left:right]), right - left
     size = fit.resized((width, height))
     if fit.channels == 1:
         # torch has a fast filter only for three channels.
@@ -72,13 +77,17 @@ def _resized_by_torch(pixels: Pixels, size: Size) -> Pixels:
 
 @dataclass
 class _Block:
-    """The files that go through the pipeline together, and their results."""
+    """The files that go through the pipeline together, and the results of their jobs."""
 
     files: list[EncodedFile]
     notes: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     ready: Any = None
     """A CUDA event that consumers wait for before they use the rows."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for file in self.files for job in file.jobs]
 
     @property
     def plain(self) -> list[EncodedFile]:
@@ -116,12 +125,12 @@ class DaliReader:
             for block in blocks:
                 for note in block.notes:
                     self.log(note)
-                for file, row in zip(block.files, block.rows, strict=True):
+                for job, row in zip(block.jobs, block.rows, strict=True):
                     if block.ready is not None and isinstance(row, Tensor):
                         stream = torch.cuda.current_stream(self.device)
                         stream.wait_event(block.ready)
                         row.record_stream(stream)
-                    yield file.job, row
+                    yield job, row
 
     # The methods below run in the reader's thread.
 
@@ -132,10 +141,10 @@ class DaliReader:
         with ReadingThreads(self.threads) as pool, torch.cuda.stream(stream):
             running: _Block | None = None
             try:
-                for block in self._gathered(jobs, pool):
+                for block in self._gathered(jobs, pool, pipe.whole):
                     outputs = self._collected(running, pipe)
                     for file in block.plain:
-                        if file.job.path in self._refused:
+                        if file.path in self._refused:
                             file.refuse()
                     pipe.launch(block.plain)
                     if running is not None:
@@ -146,34 +155,40 @@ class DaliReader:
             finally:
                 pipe.close()
 
-    def _gathered(self, jobs: Iterator[Job], pool: ReadingThreads) -> Iterator[_Block]:
-        """Yield blocks of files; the threads of ``pool`` read the files up to one block ahead."""
+    def _gathered(self, jobs: Iterator[Job], pool: ReadingThreads, whole: bool) -> Iterator[_Block]:
+        """Yield blocks of files; the threads of ``pool`` read the files up to one block ahead.
+
+        ``whole`` is as in ``DaliPipeline``.
+        """
+        groups = neighbours(jobs)
         reading: deque[Future[EncodedFile]] = deque()
-        for job in islice(jobs, BLOCK):
-            reading.append(pool.submit(self._fetch, job))
+        for group in islice(groups, BLOCK):
+            reading.append(pool.submit(self._fetch, group))
         files: list[EncodedFile] = []
-        gathered = 0
+        images, gathered = 0, 0
         while reading:
             file = reading.popleft().result()
-            for job in islice(jobs, 1):
-                reading.append(pool.submit(self._fetch, job))
-            size = file.size[0] * file.size[1] * 3
-            if files and (len(files) == BLOCK or gathered + size > BLOCK_BYTES):
+            for group in islice(groups, 1):
+                reading.append(pool.submit(self._fetch, group))
+            decodings = len(file.jobs) if whole else 1
+            size = file.size[0] * file.size[1] * 3 * decodings
+            if files and (images + len(file.jobs) > BLOCK or gathered + size > BLOCK_BYTES):
                 yield _Block(files)
-                files, gathered = [], 0
+                files, images, gathered = [], 0, 0
             files.append(file)
-            gathered += size
+            images, gathered = images + len(file.jobs), gathered + size
         if files:
             yield _Block(files)
 
-    def _fetch(self, job: Job) -> EncodedFile:
-        """Return ``job`` as an EncodedFile, with the bytes of its file only if DALI should decode it."""
+    def _fetch(self, jobs: tuple[Job, ...]) -> EncodedFile:
+        """Return ``jobs`` as an EncodedFile, with the bytes of its file only if DALI should decode it."""
+        job = jobs[0]
         known = job.checked
         size, plain = (0, 0), True
         if known is not None:
             size, plain = (known.width, known.height), known.plain
         if not plain:
-            return EncodedFile(job, size)
+            return EncodedFile(jobs, size)
         data = b""
         with contextlib.suppress(OSError):
             if job.path.is_file():
@@ -181,16 +196,16 @@ class DaliReader:
         if known is None:
             # DALI also decodes files that are not whole, so find out by the rule that holds for all files.
             size, plain = read_header(data)
-            plain = plain and is_whole(data)
+            plain = plain and is_whole(data) and not (job.half is not None and why_not_halves(size))
         elif not data or not known.is_unchanged():  # asked after reading, so these bytes were checked
             plain = False
         if not plain:
-            return EncodedFile(job, size)
+            return EncodedFile(jobs, size)
         if not parses(data, size):
-            return EncodedFile(job, size, refused=True)
-        return EncodedFile(job, size, np.frombuffer(data, np.uint8), plain=True)
+            return EncodedFile(jobs, size, refused=True)
+        return EncodedFile(jobs, size, np.frombuffer(data, np.uint8), plain=True)
 
-    def _collected(self, block: _Block | None, pipe: DaliPipeline) -> list[Any]:
+    def _collected(self, block: _Block | None, pipe: DaliPipeline) -> list[list[Any]]:
         """Return DALI's results for the plain files of ``block``, and record the files that DALI fails on."""
         if block is None:
             return []
@@ -198,29 +213,32 @@ class DaliReader:
         outputs = pipe.collect(files)
         for file in files:
             if file.refused:
-                self._refused.add(file.job.path)
+                self._refused.add(file.path)
         return outputs
 
     def _finished(
-        self, block: _Block, outputs: list[Any], pool: ReadingThreads, stream: torch.cuda.Stream | None
+        self,
+        block: _Block,
+        outputs: list[list[Any]],
+        pool: ReadingThreads,
+        stream: torch.cuda.Stream | None,
     ) -> _Block:
         """Return ``block`` with its rows: DALI's results for its plain files, Pillow's for the others."""
         decoded = iter(outputs)
-        waiting: list[Future[Row] | Tensor] = []
+        waiting: list[list[Future[list[Row]]] | list[Row]] = []
         for file in block.files:
             if not file.plain:
-                waiting.append(pool.submit(read_with_pillow, file.job, self.fit, self._warnings.append))
+                waiting.append([pool.submit(read_with_pillow, file.jobs, self.fit, self._warnings.append)])
                 continue
             pixels = next(decoded)
-            if isinstance(pixels, Tensor):
-                waiting.append(pixels)
-            else:
-                waiting.append(pool.submit(self._resize_crop_and_flip, pixels, file.job.view))
-        for file, result in zip(block.files, waiting, strict=True):
-            row = result if isinstance(result, Tensor) else result.result()
-            if file.refused and isinstance(row, Tensor):
+            if not isinstance(pixels[0], Tensor):
+                pixels = [pool.submit(self._resize_crop_and_flip, pixels[0], job) for job in file.jobs]
+            waiting.append(pixels)
+        for file, results in zip(block.files, waiting, strict=True):
+            rows = _rows_of(results)
+            if file.refused and isinstance(rows[0], Tensor):
                 self._note(file, block)
-            block.rows.append(row)
+            block.rows += rows
         if self._warnings and not self._has_warned:
             self._has_warned = True
             block.notes.append(self._warnings[0])
@@ -232,7 +250,7 @@ class DaliReader:
 
     def _note(self, file: EncodedFile, block: _Block) -> None:
         """Add a note, once per file, that Pillow reads a file that DALI cannot decode."""
-        path = file.job.path
+        path = file.path
         if path not in self._noted:
             self._noted.add(path)
             block.notes.append(f"DALI cannot decode {path}, so Pillow reads it")
@@ -242,8 +260,19 @@ class DaliReader:
             return row.pin_memory().to(self.device, non_blocking=True)
         return row
 
-    def _resize_crop_and_flip(self, pixels: Pixels, view: View | None) -> Tensor:
-        return torch.from_numpy(resize_crop_and_flip(pixels, self.fit, view))
+    def _resize_crop_and_flip(self, pixels: Pixels, job: Job) -> list[Row]:
+        return [torch.from_numpy(resize_crop_and_flip(pixels, self.fit, job.view, job.half))]
+
+
+def _rows_of(results: Sequence[Future[list[Row]] | Row]) -> list[Row]:
+    """Wait for ``results``, and return the rows that they are or that they return."""
+    rows: list[Row] = []
+    for result in results:
+        if isinstance(result, Future):
+            rows += result.result()
+        else:
+            rows.append(result)
+    return rows
 
 
 class DaliLoader(Loader):
@@ -251,8 +280,7 @@ class DaliLoader(Loader):
 
     def __init__(
         self,
-        a: Source,
-        b: Source,
+        sources: Mapping[str, Source],
         plan: Plan,
         device: torch.device,
         *,
@@ -261,39 +289,38 @@ class DaliLoader(Loader):
         log: Log = lambda text: None,
         whole: bool | None = None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
+        super().__init__(sources, plan, device, skip_bad_images=skip_bad_images, log=log)
         # Domains with the same fit share one pipeline, which reads images of A and B in turn.
-        fits = {"AB": a.fit} if a.fit == b.fit else {"A": a.fit, "B": b.fit}
+        groups = [tuple(sources)] if have_one_fit(sources) else [(side,) for side in sources]
         self.readers = {
-            sides: DaliReader(fit, device, threads, log, whole=whole, stopping=lambda: self.stopping())
-            for sides, fit in fits.items()
+            sides: DaliReader(
+                sources[sides[0]].fit, device, threads, log, whole=whole, stopping=lambda: self.stopping()
+            )
+            for sides in groups
         }
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         with contextlib.ExitStack() as stack:
-            streams = []
+            streams = dict[str, Generator[tuple[Job, Row]]]()
             for sides, reader in self.readers.items():
                 stream = reader.read(self._jobs(start, stop, sides))
-                streams.append(stack.enter_context(contextlib.closing(stream)))
-            in_A, in_B = streams[0], streams[-1]
+                stack.enter_context(contextlib.closing(stream))
+                streams |= dict.fromkeys(sides, stream)
             for _, numbers in self.plan.batches(start, stop):
                 rows = []
                 for _ in numbers:
-                    (job, row_A), (_, row_B) = next(in_A), next(in_B)
-                    rows.append(self._good_pair(job.tag, row_A, row_B))
+                    read = {side: next(streams[side]) for side in self.sources}
+                    sample = read["A"][0].tag
+                    rows.append(self._good(sample, {side: row for side, (_, row) in read.items()}))
                 yield self._batch_of_rows(rows)
 
-    def _jobs(self, start: int, stop: int, sides: str) -> Iterator[Job]:
-        """Yield a job per image of the domains ``sides`` ("A", "B" or "AB"), in the order of the samples."""
+    def _jobs(self, start: int, stop: int, sides: Sequence[str]) -> Iterator[Job]:
+        """Yield a job per image of the domains ``sides``, in the order of the samples."""
         for epoch, numbers in self.plan.batches(start, stop):
             for i in numbers:
                 sample = self.plan.sample(epoch, i)
-                if "A" in sides:
-                    yield _job(self.a, sample.index_A, sample.view_A, sample)
-                if "B" in sides:
-                    yield _job(self.b, sample.index_B, sample.view_B, sample)
-
-
-def _job(source: Source, index: int, view: View, sample: Sample) -> Job:
-    path = source.paths[index]
-    return Job(path, view, source.checked.get(path), sample)
+                for side in sides:
+                    source = self.sources[side]
+                    path = source.paths[sample.index(side)]
+                    checked = source.checked.get(path)
+                    yield Job(path, sample.view(side), checked, sample, source.half)

@@ -10,6 +10,8 @@ import errno
 import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastcyclegan.data.fit import Fit
+from fastcyclegan.data.halves import half_box, half_size
 from fastcyclegan.data.image_file import Size
 from fastcyclegan.data.loader import Job
 from fastcyclegan.errors import UserError, one_line
@@ -79,16 +82,21 @@ def parses(data: bytes, size: Size) -> bool:
 
 @dataclass
 class EncodedFile:
-    """A job and the bytes of its file.
+    """The jobs of one file, and the bytes of the file.
 
-    DALI decodes the file if ``plain`` is true. ``refused`` marks a file that DALI should decode but cannot.
+    There are several jobs if they read different halves of it. DALI decodes the file if ``plain`` is true.
+    ``refused`` marks a file that DALI should decode but cannot.
     """
 
-    job: Job
+    jobs: tuple[Job, ...]
     size: Size
     data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     plain: bool = False
     refused: bool = False
+
+    @property
+    def path(self) -> Path:
+        return self.jobs[0].path
 
     def refuse(self) -> None:
         self.plain, self.refused = False, True
@@ -100,20 +108,22 @@ class DaliPipeline:
     ``launch`` starts to decode a block, and ``collect`` then returns the results.
 
     The pipeline is rebuilt after a file has made it fail. If ``whole`` is true, DALI also resizes, crops and
-    flips. This is the default on a GPU; on a CPU it is only used in tests.
+    flips. This is the default on a GPU; on a CPU it is only used in tests. Files are then decoded once per
+    job, because each decoded image has one result; otherwise only once.
     """
 
     def __init__(self, fit: Fit, device: torch.device, threads: int, whole: bool | None = None) -> None:
         self.fit, self.device, self.threads = fit, device, threads
         self.on_gpu = device.type == "cuda"
         self.whole = self.on_gpu if whole is None else whole
+        self.cuts_halves = False
         self.pipe: Any = None
 
     def build(self) -> Any:
         """Return a pipeline that turns encoded files into pixels [H, W, C].
 
-        If ``whole`` is true, the sizes and crops of the images are inputs as well. Raises UserError if the
-        system allows no more threads.
+        If ``whole`` is true, the sizes and crops of the images are inputs as well, and so are the halves if
+        images are halves of files. Raises UserError if the system allows no more threads.
         """
         from nvidia.dali import Pipeline, fn, types
 
@@ -136,6 +146,8 @@ class DaliPipeline:
                 hw_decoder_load=0.0,
                 jpeg_fancy_upsampling=True,
             )
+            if self.cuts_halves:
+                pixels = _cut(pixels)
             if self.whole:
                 pixels = _resize_crop_and_flip(pixels, self.fit.channels)
             pipe.set_outputs(pixels)
@@ -162,16 +174,29 @@ class DaliPipeline:
         """Start decoding ``files``."""
         if not files:
             return
+        images = [(file, job) for file in files for job in self._separate(file)]
+        if self.whole and not self.cuts_halves and any(job.half is not None for _, job in images):
+            self.close()
+            self.cuts_halves = True
         if self.pipe is None:
             self.pipe = self.build()
-        self.pipe.feed_input("files", [file.data for file in files])
+        self.pipe.feed_input("files", [file.data for file, _ in images])
         if self.whole:
-            for name, values in _geometry(files, self.fit).items():
+            geometry = _geometry(images, self.fit)
+            if self.cuts_halves:
+                geometry |= _halves(images)
+            for name, values in geometry.items():
                 self.pipe.feed_input(name, values)
         self.pipe.schedule_run()
 
-    def collect(self, files: list[EncodedFile]) -> list[Any]:
-        """Return the results for the launched ``files``: tensors, or decoded arrays if torch resizes them.
+    def _separate(self, file: EncodedFile) -> tuple[Job, ...]:
+        """Return the jobs of ``file`` for which it is decoded separately."""
+        return file.jobs if self.whole else file.jobs[:1]
+
+    def collect(self, files: list[EncodedFile]) -> list[list[Any]]:
+        """Return the results for each of the launched ``files``.
+
+        They are tensors, one for each job, or one decoded array if torch resizes the images.
 
         If DALI fails, each file is tried separately to find the ones that cause it. These are marked as
         refused and left out of the results.
@@ -179,7 +204,8 @@ class DaliPipeline:
         if not files:
             return []
         try:
-            return self._outputs()
+            outputs = iter(self._outputs())
+            return [list(islice(outputs, len(self._separate(file)))) for file in files]
         except RuntimeError as error:
             self.close()
             culprits = [file for file in files if not self._decodes(file)]
@@ -242,15 +268,33 @@ def _luma(pixels: Any) -> Any:
     return fn.cast((red * 19595 + green * 38470 + blue * 7471 + 32768) // 65536, dtype=types.UINT8)
 
 
-def _geometry(files: list[EncodedFile], fit: Fit) -> dict[str, NDArray[np.int32]]:
-    """Return, per file, the size after the resize, the place and shape of the crop, and the flip.
+def _cut(pixels: Any) -> Any:
+    """Cut the halves out of decoded pixels that the inputs of ``_halves`` name."""
+    from nvidia.dali import fn, types
+
+    start, shape = (fn.external_source(name=name, dtype=types.INT32, ndim=1) for name in ("start", "half"))
+    return fn.slice(pixels, start=start, shape=shape, axes=[0, 1])
+
+
+def _halves(images: list[tuple[EncodedFile, Job]]) -> dict[str, NDArray[np.int32]]:
+    """Return, per image, the place and the shape (height, width) of its half of the file, or of the whole."""
+    starts, shapes = [], []
+    for file, job in images:
+        left, top, right, bottom = half_box(file.size, job.half)
+        starts.append((top, left))
+        shapes.append((bottom - top, right - left))
+    return {"start": np.array(starts, np.int32), "half": np.array(shapes, np.int32)}
+
+
+def _geometry(images: list[tuple[EncodedFile, Job]], fit: Fit) -> dict[str, NDArray[np.int32]]:
+    """Return, per image, the size after the resize, the place and shape of the crop, and the flip.
 
     Sizes, places and shapes are (height, width).
     """
     sizes, anchors, shapes, mirrored = [], [], [], []
-    for file in files:
-        view = file.job.view
-        width, height = fit.resized(file.size)
+    for file, job in images:
+        view = job.view
+        width, height = fit.resized(half_size(file.size, job.half))
         left, top, crop_width, crop_height = fit.box((width, height), view)
         sizes.append((height, width))
         anchors.append((top, left))

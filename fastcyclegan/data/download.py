@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from fastcyclegan.config import is_folder_name
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
 from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.files.json_file import read_json
+from fastcyclegan.settings.checks import is_folder_name
 from fastcyclegan.tensor_files import fitting_name, shortened
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from fastcyclegan.config import DataConfig, ModelConfig, Preprocess
+from fastcyclegan.data.halves import Half, half_box, half_size, why_not_halves
 from fastcyclegan.data.image_file import (
     BadImageError,
     LackOfMemoryError,
@@ -21,6 +22,8 @@ from fastcyclegan.data.image_file import (
 from fastcyclegan.data.sample_plan import View
 from fastcyclegan.errors import UserError
 from fastcyclegan.settings.crop_size import CropSize, sides_of
+from fastcyclegan.settings.data import DataConfig, Preprocess
+from fastcyclegan.settings.networks import ModelConfig
 
 
 def _nearest_multiple(side: int, multiple: int) -> int:
@@ -35,13 +38,16 @@ FILE_CHANNELS = (1, 3)
 """The numbers of channels of images that are read from files: gray and colour."""
 
 
-def require_file_channels(config: ModelConfig) -> None:
-    """Raise UserError if the images of the networks of ``config`` cannot be read from files."""
-    for name, channels in (("input_nc", config.input_nc), ("output_nc", config.output_nc)):
-        if channels not in FILE_CHANNELS:
+def require_file_channels(channels: Mapping[str, int]) -> None:
+    """Raise UserError if images of these numbers of ``channels`` cannot be read from files.
+
+    The keys are what the message calls the numbers, such as "input_nc".
+    """
+    for name, count in channels.items():
+        if count not in FILE_CHANNELS:
             raise UserError(
-                f"{name} is {channels}, but images from files have 3 channels (colour) or 1 (gray): pass"
-                " loaders of your own to CycleGAN.fit"
+                f"{name} is {count}, but images from files have 3 channels (colour) or 1 (gray): pass"
+                " loaders of your own to fit in Python"
             )
 
 
@@ -50,12 +56,12 @@ class ImageRequirements:
     """Requirements of the networks on their images.
 
     Height and width must be multiples of ``size_multiple`` and at least ``least_side`` pixels. ``channels``
-    contains the numbers of channels of A and B.
+    contains the numbers of channels of A and B, or only of A for single images.
     """
 
     size_multiple: int = 4
     least_side: int = 8
-    channels: tuple[int, int] = (3, 3)
+    channels: tuple[int, ...] = (3, 3)
 
     @classmethod
     def of(cls, config: ModelConfig) -> ImageRequirements:
@@ -134,18 +140,45 @@ class Fit:
         return f"{size[0]}x{size[1]} is too small for a crop of {crop}"
 
 
-def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None) -> Pixels:
+def why_not_usable(size: Size, fit: Fit, half: Half | None = None) -> str:
+    """Return why an image of ``size``, or a ``half`` of it, cannot be used, or "" if it can."""
+    if half is None:
+        return fit.too_small(size)
+    reason = why_not_halves(size)
+    if reason:
+        return reason
+    reason = fit.too_small(half_size(size, half))
+    if reason:
+        return f"cut in halves, {reason}"
+    return ""
+
+
+def load_pixels(path: Path | str, fit: Fit, warn: Warn | None = None, half: Half | None = None) -> Pixels:
     """Decode and resize an image file to [H, W, C] uint8, but do not crop or flip it.
 
-    ``warn`` is as in ``open_image``. Raises BadImageError if the image cannot be used, LackOfMemoryError if
-    it does not fit into the memory, and another UserError if the machine has no file descriptors left.
+    If ``half`` is given, that half of the image is resized. ``warn`` is as in ``open_image``. Raises
+    BadImageError if the image cannot be used, LackOfMemoryError if it does not fit into the memory, and
+    another UserError if the machine has no file descriptors left.
     """
+    return load_halves(path, fit, (half,), warn)[0]
+
+
+def load_halves(
+    path: Path | str, fit: Fit, halves: Sequence[Half | None], warn: Warn | None = None
+) -> list[Pixels]:
+    """Decode an image file once, and return what ``load_pixels`` returns for each of ``halves``."""
     image = open_image(path, fit.channels, warn, fit.any_size)
-    reason = fit.too_small(image.size)
+    return [_resized(path, image, fit, half) for half in halves]
+
+
+def _resized(path: Path | str, image: Image.Image, fit: Fit, half: Half | None) -> Pixels:
+    reason = why_not_usable(image.size, fit, half)
     if reason:
         raise BadImageError(path, reason)
-    size = fit.resized(image.size)
+    size = fit.resized(half_size(image.size, half))
     try:
+        if half is not None:
+            image = image.crop(half_box(image.size, half))
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         pixels = np.asarray(image)

@@ -1,10 +1,10 @@
-"""Common parts of all loaders: the images of a domain, and the handling of files that become unreadable."""
+"""Common parts of all loaders: images to read, and the handling of files that become unreadable."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,72 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcyclegan.data.background import Stopping, never, raise_if
+from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.checked_files import Checked
-from fastcyclegan.data.fit import Fit, load_pixels, take_view
-from fastcyclegan.data.image_file import BadImageError, Pixels, Size
+from fastcyclegan.data.halves import Half
+from fastcyclegan.data.image_file import BadImageError, Size
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, Sample, View
+from fastcyclegan.data.source import Source, next_good_pair, require_equal_sizes, sources_of
 from fastcyclegan.errors import UserError
 
+__all__ = ["Job", "Loader", "Log", "Reader", "Row", "Source", "neighbours", "sources_of"]
+
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The image files of one domain, and how to resize, crop and convert them.
-
-    ``checked`` maps the paths of the files to the results of their checks. ``size`` is the (width, height)
-    that all images must have when they are loaded, or None if they may differ.
-    """
-
-    paths: Sequence[Path]
-    fit: Fit
-    checked: dict[Path, Checked]
-    size: Size | None = None
-
-    def require_size(self, index: int, size: Size) -> None:
-        """Raise BadImageError if image ``index`` was loaded with another ``size`` than all images must have.
-
-        Its file then changed after it was checked.
-        """
-        if self.size is not None and size != self.size:
-            (width, height), (wanted_width, wanted_height) = size, self.size
-            now = f"--preprocess {self.fit.preprocess} makes it {width}x{height} now"
-            wanted = f"all images of a batch must be {wanted_width}x{wanted_height}"
-            raise BadImageError(self.paths[index], f"{now}, but {wanted}")
-
-    def view(self, index: int, view: View) -> Pixels:
-        """Read image ``index`` with Pillow, crop and flip it according to ``view``, and return a new array.
-
-        Raises BadImageError if the image cannot be used.
-        """
-        pixels = take_view(load_pixels(self.paths[index], self.fit), self.fit, view)
-        self.require_size(index, (pixels.shape[1], pixels.shape[0]))
-        return pixels.copy()
-
-    def view_of_next_good(
-        self, index: int, view: View, stopping: Stopping = never
-    ) -> tuple[Pixels, int, list[BadImageError]]:
-        """Read image ``index`` or, if it cannot be read, the next image that can.
-
-        Returns its pixels (cropped and flipped according to ``view``), its index, and the errors of the bad
-        images before it. Raises UserError if no image can be read or memory runs out, and StoppedError
-        between images once ``stopping`` returns True.
-        """
-        bad: list[BadImageError] = []
-        for number in (*range(index, len(self.paths)), *range(index)):
-            raise_if(stopping)
-            try:
-                return self.view(number, view), number, bad
-            except BadImageError as error:
-                if error.is_lack_of_memory:
-                    raise
-                bad.append(error)
-        raise UserError(
-            f"none of the {len(self.paths)} images can be read any more; the first error: {bad[0]}"
-        )
 
 
 @dataclass(frozen=True)
@@ -85,13 +32,36 @@ class Job:
     """One image to read, either whole or cropped and flipped according to ``view``.
 
     ``checked`` is the result of an earlier check of the file, or None. ``tag`` is any value that the caller
-    wants to attach.
+    wants to attach. ``half`` is the half of the file that is the image, or None.
     """
 
     path: Path
     view: View | None = None
     checked: Checked | None = None
     tag: Any = None
+    half: Half | None = None
+
+
+def neighbours(jobs: Iterable[Job]) -> Iterator[tuple[Job, ...]]:
+    """Yield ``jobs`` in groups whose file need only be decoded once.
+
+    A group consists of two jobs in a row of halves of the same file, or of one job.
+    """
+    waiting: Job | None = None
+    for job in jobs:
+        if waiting is not None and job.half is not None and job.path == waiting.path:
+            yield waiting, job
+            waiting = None
+            continue
+        if waiting is not None:
+            yield (waiting,)
+            waiting = None
+        if job.half is None:
+            yield (job,)
+        else:
+            waiting = job
+    if waiting is not None:
+        yield (waiting,)
 
 
 Row = Tensor | BadImageError
@@ -109,11 +79,12 @@ class Reader(Protocol):
 
 
 class Loader(ABC):
-    """Base class of loaders, which yield the batches of ``plan`` from two sources.
+    """Base class of loaders, which yield the batches of ``plan`` from the sources of the domains.
 
-    A file that can no longer be read ends the run with an error that names the file. With
-    ``skip_bad_images``, the file is logged once instead, and the next image takes its place, unless it is
-    only memory that is lacking.
+    ``sources`` maps the names of the domains, A and B or only A, to their sources. A file that can no longer
+    be read ends the run with an error that names the file. With ``skip_bad_images``, the file is logged once
+    instead, and the next image takes its place, unless it is only memory that is lacking. If the plan is
+    paired, it is the next pair of which both images can be read.
 
     ``stopping`` can be set to a function that returns whether the run should stop. A loader that waits for
     images calls it several times per second, in the thread of its consumer.
@@ -121,15 +92,14 @@ class Loader(ABC):
 
     def __init__(
         self,
-        a: Source,
-        b: Source,
+        sources: Mapping[str, Source],
         plan: Plan,
         device: torch.device,
         *,
         skip_bad_images: bool = False,
         log: Log = lambda text: None,
     ) -> None:
-        self.a, self.b, self.plan, self.device = a, b, plan, device
+        self.sources, self.plan, self.device = dict(sources), plan, device
         self.skip_bad_images, self.log = skip_bad_images, log
         self.stopping: Stopping = never
         self._logged: set[str] = set()
@@ -150,13 +120,28 @@ class Loader(ABC):
                 raise UserError(f"bad image {error}; pass --skip_bad_images to skip such images") from None
             if error.path not in self._logged:
                 self._logged.add(error.path)
-                self.log(f"skipped {error}; the next image takes its place")
+                next_one = "pair" if self.plan.paired and len(self.sources) > 1 else "image"
+                self.log(f"skipped {error}; the next {next_one} takes its place")
+
+    def _good(self, sample: Sample, rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], Sample]:
+        """Return the images ``rows`` of ``sample``, or in the place of those that cannot be used the next.
+
+        The returned sample has the indices of the images that are returned.
+        """
+        if self.plan.paired:
+            return self._pair_or_next_good(sample, rows)
+        images, indices = dict[str, Tensor](), dict[str, int]()
+        for side, row in rows.items():
+            images[side], indices[side] = self._row_or_next_good(
+                self.sources[side], sample.index(side), sample.view(side), row
+            )
+        return images, sample.with_indices(indices)
 
     def _row_or_next_good(self, source: Source, index: int, view: View, row: Row) -> tuple[Tensor, int]:
         """Return ``row`` and ``index`` or, if ``row`` cannot be used, those of the next good image."""
         try:
             if isinstance(row, Tensor):
-                source.require_size(index, (row.shape[1], row.shape[0]))
+                source.require_size(index, _size(row))
                 return row, index
         except BadImageError as error:
             row = error
@@ -166,30 +151,50 @@ class Loader(ABC):
         self._skip_or_raise(bad)
         return torch.from_numpy(pixels).to(self.device), index
 
-    def _good_pair(self, sample: Sample, row_A: Row, row_B: Row) -> tuple[Tensor, Tensor, Sample]:
-        a, index_A = self._row_or_next_good(self.a, sample.index_A, sample.view_A, row_A)
-        b, index_B = self._row_or_next_good(self.b, sample.index_B, sample.view_B, row_B)
-        return a, b, replace(sample, index_A=index_A, index_B=index_B)
+    def _pair_or_next_good(self, sample: Sample, rows: Mapping[str, Row]) -> tuple[dict[str, Tensor], Sample]:
+        """Return the pair ``rows`` and ``sample`` or, if one cannot be used, those of the next good pair."""
+        index, bad, good = sample.index_A, list[BadImageError](), dict[str, Tensor]()
+        try:
+            for side, row in rows.items():
+                if isinstance(row, Tensor):
+                    self.sources[side].require_size(index, _size(row))
+                    good[side] = row
+                else:
+                    bad.append(row)
+            if not bad:
+                require_equal_sizes(self.sources, index, {side: _size(row) for side, row in good.items()})
+                return good, sample
+        except BadImageError as error:
+            bad.append(error)
+        self._skip_or_raise(bad)
+        index = (index + 1) % len(self.sources["A"].paths)
+        pixels, sample, bad = next_good_pair(self.sources, index, sample, self.stopping)
+        self._skip_or_raise(bad)
+        return {side: torch.from_numpy(view).to(self.device) for side, view in pixels.items()}, sample
 
-    def _batch(self, pixels_A: Tensor, pixels_B: Tensor, samples: list[Sample]) -> Batch:
-        """Make a batch from the uint8 pixels [N, H, W, C] of both domains."""
-        paths_A = [str(self.a.paths[sample.index_A]) for sample in samples]
-        paths_B = [str(self.b.paths[sample.index_B]) for sample in samples]
-        A, B = to_unit_range(pixels_A, self.device), to_unit_range(pixels_B, self.device)
-        return Batch(A, B, paths_A, paths_B, samples)
+    def _batch(self, pixels: Mapping[str, Tensor], samples: list[Sample]) -> Batch:
+        """Make a batch from the uint8 pixels [N, H, W, C] of each domain."""
+        paths = {}
+        for side, source in self.sources.items():
+            paths[side] = [str(source.paths[sample.index(side)]) for sample in samples]
+        images = {side: to_unit_range(rows, self.device) for side, rows in pixels.items()}
+        return Batch(images, paths, samples)
 
-    def _batch_of_rows(self, rows: Sequence[tuple[Tensor, Tensor, Sample]]) -> Batch:
-        """Make a batch from images [H, W, C] of both domains and their samples.
+    def _batch_of_rows(self, rows: Sequence[tuple[Mapping[str, Tensor], Sample]]) -> Batch:
+        """Make a batch from the images [H, W, C] of each sample, by domain.
 
         If there are no samples for this rank, the batch is empty. It still has the height and width of the
         others, if all have the same.
         """
-        rows_A, rows_B, samples = [], [], []
-        for a, b, sample in rows:
-            rows_A.append(a)
-            rows_B.append(b)
-            samples.append(sample)
-        return self._batch(_stacked(rows_A, self.a), _stacked(rows_B, self.b), samples)
+        pixels = {
+            side: _stacked([images[side] for images, _ in rows], source)
+            for side, source in self.sources.items()
+        }
+        return self._batch(pixels, [sample for _, sample in rows])
+
+
+def _size(row: Tensor) -> Size:
+    return row.shape[1], row.shape[0]
 
 
 def _stacked(rows: list[Tensor], source: Source) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from fastcyclegan.data.background import ReadingThreads, Stopping, never, raise_if, result_of
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.fit import Fit, load_pixels, take_view
-from fastcyclegan.data.image_file import BadImageError, LackOfMemoryError
-from fastcyclegan.data.loader import Job, Loader, Log, Row, Source
+from fastcyclegan.data.fit import Fit, load_halves, take_view
+from fastcyclegan.data.image_file import BadImageError, LackOfMemoryError, Pixels
+from fastcyclegan.data.loader import Job, Loader, Log, Row, Source, neighbours
 from fastcyclegan.data.sample_plan import Plan, Sample
+from fastcyclegan.data.source import next_good_images, next_good_pair
 from fastcyclegan.data.worker_pool import Arrays, loaded_by_workers
 
 WORKERS = 4
@@ -29,30 +30,31 @@ class _Reading:
     """Reads the images of an iteration, in a worker or in the main process.
 
     A call returns the samples as they were read, with the errors of skipped images, and the pixels
-    [N, H, W, C] of both domains, or none if the iteration has no samples for this rank.
+    [N, H, W, C] of each domain, or none if the iteration has no samples for this rank.
     """
 
-    def __init__(self, a: Source, b: Source, plan: Plan, stopping: Stopping = never) -> None:
+    def __init__(self, sources: Mapping[str, Source], plan: Plan, stopping: Stopping = never) -> None:
         # The results of the checks are removed, because every worker would get a copy of them.
-        self.a = dataclasses.replace(a, checked={})
-        self.b = dataclasses.replace(b, checked={})
+        self.sources = {side: dataclasses.replace(source, checked={}) for side, source in sources.items()}
         self.plan, self.stopping = plan, stopping
 
     def __call__(self, iteration: int) -> tuple[_Read, Arrays]:
         epoch, numbers = self.plan.batch(iteration)
-        samples, bad, pixels_A, pixels_B = [], [], [], []
+        samples, bad, read = list[Sample](), list[BadImageError](), []
         for i in numbers:
             raise_if(self.stopping)
-            sample = self.plan.sample(epoch, i)
-            a, index_A, bad_A = self.a.view_of_next_good(sample.index_A, sample.view_A, self.stopping)
-            b, index_B, bad_B = self.b.view_of_next_good(sample.index_B, sample.view_B, self.stopping)
-            samples.append(dataclasses.replace(sample, index_A=index_A, index_B=index_B))
-            bad += bad_A + bad_B
-            pixels_A.append(a)
-            pixels_B.append(b)
+            views, sample, errors = self._sample(self.plan.sample(epoch, i))
+            samples.append(sample)
+            bad += errors
+            read.append(views)
         if not samples:
             return (samples, bad), []
-        return (samples, bad), [np.stack(pixels_A), np.stack(pixels_B)]
+        return (samples, bad), [np.stack([views[side] for views in read]) for side in self.sources]
+
+    def _sample(self, sample: Sample) -> tuple[dict[str, Pixels], Sample, list[BadImageError]]:
+        if self.plan.paired:
+            return next_good_pair(self.sources, sample.index_A, sample, self.stopping)
+        return next_good_images(self.sources, sample, self.stopping)
 
 
 class FolderLoader(Loader):
@@ -60,8 +62,7 @@ class FolderLoader(Loader):
 
     def __init__(
         self,
-        a: Source,
-        b: Source,
+        sources: Mapping[str, Source],
         plan: Plan,
         device: torch.device,
         *,
@@ -69,12 +70,12 @@ class FolderLoader(Loader):
         skip_bad_images: bool = False,
         log: Log = lambda text: None,
     ) -> None:
-        super().__init__(a, b, plan, device, skip_bad_images=skip_bad_images, log=log)
+        super().__init__(sources, plan, device, skip_bad_images=skip_bad_images, log=log)
         self.workers = workers
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         if self.workers == 0:
-            reading = _Reading(self.a, self.b, self.plan, lambda: self.stopping())
+            reading = _Reading(self.sources, self.plan, lambda: self.stopping())
             for iteration in range(start, stop):
                 read, arrays = reading(iteration)
                 tensors = [torch.from_numpy(array) for array in arrays]
@@ -86,7 +87,7 @@ class FolderLoader(Loader):
 
     def _from_workers(self, iterations: range) -> Generator[Batch]:
         with loaded_by_workers(
-            _Reading(self.a, self.b, self.plan),
+            _Reading(self.sources, self.plan),
             iterations,
             self.workers,
             pin=self.device.type == "cuda",
@@ -100,7 +101,7 @@ class FolderLoader(Loader):
         if not samples:
             return self._batch_of_rows([])
         self._skip_or_raise(bad)
-        return self._batch(tensors[0], tensors[1], samples)
+        return self._batch(dict(zip(self.sources, tensors, strict=True)), samples)
 
 
 class PillowReader:
@@ -117,15 +118,15 @@ class PillowReader:
 
     def read(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Row]]:
         """Yield each job with its pixels, in order."""
-        waiting: deque[tuple[Job, Future[Row]]] = deque()
+        waiting: deque[tuple[tuple[Job, ...], Future[list[Row]]]] = deque()
         warnings: list[str] = []
         with ReadingThreads(self.threads) as threads:
-            for job in jobs:
-                waiting.append((job, threads.submit(read_with_pillow, job, self.fit, warnings.append)))
+            for group in neighbours(jobs):
+                waiting.append((group, threads.submit(read_with_pillow, group, self.fit, warnings.append)))
                 while len(waiting) > self._ahead():
-                    yield self._finished(*waiting.popleft(), warnings)
-            for job, pixels in waiting:
-                yield self._finished(job, pixels, warnings)
+                    yield from self._finished(*waiting.popleft(), warnings)
+            for group, rows in waiting:
+                yield from self._finished(group, rows, warnings)
 
     def _ahead(self) -> int:
         """Return how many images may be read before they are needed. There are fewer if some are large."""
@@ -133,27 +134,34 @@ class PillowReader:
             return 1
         return max(1, min(self.threads, AHEAD_BYTES // self._largest))
 
-    def _finished(self, job: Job, pixels: Future[Row], warnings: list[str]) -> tuple[Job, Row]:
-        row = result_of(pixels, self.stopping)
-        if isinstance(row, Tensor):
-            self._largest = max(self._largest, row.numel())
+    def _finished(
+        self, group: tuple[Job, ...], read: Future[list[Row]], warnings: list[str]
+    ) -> Iterator[tuple[Job, Row]]:
+        rows = result_of(read, self.stopping)
+        size = sum(row.numel() for row in rows if isinstance(row, Tensor))
+        self._largest = max(self._largest, size)
         if warnings:
             self.log(warnings[0])
             warnings.clear()
             self.log = lambda text: None
-        return job, row
+        return zip(group, rows, strict=True)
 
 
-def read_with_pillow(job: Job, fit: Fit, warn: Log | None = None) -> Row:
-    """Read the image of ``job`` and return its pixels, or the error if the file cannot be read.
+def read_with_pillow(jobs: Sequence[Job], fit: Fit, warn: Log | None = None) -> list[Row]:
+    """Read the images of ``jobs``, which are in one file: their pixels, or the error if it cannot be read.
 
-    ``warn`` is called with a warning about the image, unless an earlier check has had the opportunity.
+    ``warn`` is called with a warning about the file, unless an earlier check has had the opportunity.
     """
-    if job.checked is not None:
+    path = jobs[0].path
+    if jobs[0].checked is not None:
         warn = None
     try:
-        return torch.from_numpy(take_view(load_pixels(job.path, fit, warn), fit, job.view).copy())
+        read = load_halves(path, fit, [job.half for job in jobs], warn)
+        return [
+            torch.from_numpy(take_view(pixels, fit, job.view).copy())
+            for job, pixels in zip(jobs, read, strict=True)
+        ]
     except BadImageError as bad:
-        return bad
+        return [bad] * len(jobs)
     except MemoryError:
-        return LackOfMemoryError(job.path)
+        return [LackOfMemoryError(path)] * len(jobs)

@@ -1,9 +1,9 @@
 """Determine sample i of an epoch from nothing but (seed, epoch, i).
 
 A sample consists of one image of A and one of B, the crop and flip of each, and the random numbers for the
-replay pools, the gradient penalty and the discriminators' augmentation. Loaders, workers and devices draw no
-random numbers themselves. Every loader therefore sees the same samples, and the position in a run is a single
-integer: the number of completed iterations.
+replay pools, the gradient penalty and whatever else a recipe decides at random. Loaders, workers and devices
+draw no random numbers themselves. Every loader therefore sees the same samples, and the position in a run is
+a single integer: the number of completed iterations.
 
 The random numbers are raw Philox words from numpy. Their bit streams are stable across numpy versions, unlike
 its distributions.
@@ -11,17 +11,14 @@ its distributions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-_ORDER, _SAMPLE, _AUGMENT = 0, 1, 2
-# What an iteration shows the discriminators, and how many random numbers augment an image of it.
-AUGMENTED = ("fake_B", "fake_A", "real_B", "pooled_B", "real_A", "pooled_A")
-AUGMENT_NUMBERS = 7
+_ORDER, _SAMPLE, _NUMBERS = 0, 1, 2
 
 
 def uniforms(count: int, *key: int) -> NDArray[np.float64]:
@@ -44,11 +41,11 @@ class View:
 
 @dataclass(frozen=True)
 class Sample:
-    """One unpaired sample.
+    """One sample. For single images, what concerns B has no meaning.
 
     ``draw_A`` and ``draw_B`` are the random numbers (swap, place) for the pools of fake A and fake B.
-    ``mix_A`` and ``mix_B`` are those of the wgangp gradient penalty. ``augment`` contains those of the
-    discriminators' augmentation, AUGMENT_NUMBERS for each image in AUGMENTED, or none if the plan draws none.
+    ``mix_A`` and ``mix_B`` are those of the wgangp gradient penalty. ``numbers`` are further ones, as many as
+    the recipe needs.
     """
 
     index_A: int
@@ -59,7 +56,20 @@ class Sample:
     draw_B: tuple[float, float]
     mix_A: float
     mix_B: float
-    augment: tuple[float, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+    def index(self, side: str) -> int:
+        """Return the index of the image of domain ``side``."""
+        return self.index_A if side == "A" else self.index_B
+
+    def view(self, side: str) -> View:
+        """Return the crop and flip of the image of domain ``side``."""
+        return self.view_A if side == "A" else self.view_B
+
+    def with_indices(self, indices: Mapping[str, int]) -> Sample:
+        """Return this sample with the images of other ``indices``, by domain."""
+        index_A = indices["A"]
+        return replace(self, index_A=index_A, index_B=indices.get("B", index_A))
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,11 @@ class Plan:
     uniformly random B. When serial, it is A[i mod count_A] and B[i mod count_B]. Each of ``ranks`` processes
     gets every ranks-th sample, starting at its ``rank``; together they see the same samples as one process
     with batches ``ranks`` times as large. In the last, partial batch of an epoch, some ranks may get one
-    sample fewer than others, or none. Random numbers for augmentation are drawn only if ``augment`` is set.
-    They are separate from the others, which therefore do not depend on it.
+    sample fewer than others, or none. ``numbers`` is how many further random numbers a sample has. They are
+    separate from the others, which therefore do not depend on it.
+
+    If ``paired`` is set, both counts must be equal, B[i] belongs to A[i], and both get the same crop and
+    flip. This is also the plan of single images.
     """
 
     seed: int
@@ -82,11 +95,14 @@ class Plan:
     flip: bool = True
     rank: int = 0
     ranks: int = 1
-    augment: bool = False
+    numbers: int = 0
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.ranks:
             raise ValueError(f"Plan: rank must be in [0, ranks), got rank {self.rank} of {self.ranks}")
+        if self.paired and self.count_A != self.count_B:
+            raise ValueError(f"Plan: pairs need equal counts, got {self.count_A} and {self.count_B}")
 
     def shard(self, rank: int, ranks: int) -> Plan:
         """Return the plan of process ``rank`` (from 0) out of ``ranks``."""
@@ -110,12 +126,13 @@ class Plan:
             index_B = int(u[0] * self.count_B)
         view_A = View(u[1], u[2], self.flip and u[3] < 0.5)
         view_B = View(u[4], u[5], self.flip and u[6] < 0.5)
+        if self.paired:
+            index_B, view_B = index_A, view_A
         draw_A, draw_B = (u[7], u[8]), (u[9], u[10])
-        augment: tuple[float, ...] = ()
-        if self.augment:
-            count = len(AUGMENTED) * AUGMENT_NUMBERS
-            augment = tuple(uniforms(count, self.seed, epoch, _AUGMENT, i).tolist())
-        return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, u[11], u[12], augment)
+        numbers: tuple[float, ...] = ()
+        if self.numbers:
+            numbers = tuple(uniforms(self.numbers, self.seed, epoch, _NUMBERS, i).tolist())
+        return Sample(index_A, index_B, view_A, view_B, draw_A, draw_B, u[11], u[12], numbers)
 
     def batch(self, iteration: int) -> tuple[int, range]:
         """Return the epoch (from 1) and the rank's sample numbers of ``iteration``.

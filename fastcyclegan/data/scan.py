@@ -5,167 +5,46 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcyclegan.config import DataConfig
-from fastcyclegan.data.checked_files import Checked, check_files
+from fastcyclegan.data.checked_files import Checked
 from fastcyclegan.data.eight_bits import dark_values, is_dark
 from fastcyclegan.data.fit import Fit, ImageRequirements
-from fastcyclegan.data.image_file import SUFFIXES
-from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.data.folders import (
+    LAYOUTS,
+    Folders,
+    aligned_folders,
+    find_folders,
+    has_train,
+    one_folder,
+    two_folders,
+    wrong_layout,
+)
+from fastcyclegan.data.halves import Half
+from fastcyclegan.data.listing import Found, find_files, list_images, no_images
+from fastcyclegan.data.pairs import Pairs, find_pairs
+from fastcyclegan.data.usable import Pair, usable_images, usable_pairs, without_partner
+from fastcyclegan.errors import UserError
+from fastcyclegan.settings.data import DataConfig, Direction, Layout
 
-LISTED_SUFFIXES = 10
-
-
-@dataclass(frozen=True)
-class Folders:
-    """A dataset's folders, assigned to the model's A and B. Test folders are None if they do not exist."""
-
-    train_A: Path
-    train_B: Path
-    test_A: Path | None = None
-    test_B: Path | None = None
-    holdout: float = 0.0
-
-
-def find_folders(config: DataConfig) -> Folders:
-    """Return the folders that ``config`` names. Raises UserError if a training folder is missing."""
-    if config.data_A is not None and config.data_B is not None:
-        for path in (config.data_A, config.data_B):
-            _need_folder(path)
-        if config.data_A.resolve() == config.data_B.resolve():
-            raise UserError(f"--data_A and --data_B are the same folder: {config.data_A}")
-        folders = Folders(config.data_A, config.data_B, holdout=config.holdout)
-    else:
-        assert config.dataroot is not None
-        folders = _inside(config.dataroot)
-    if config.direction == "BtoA":
-        return Folders(folders.train_B, folders.train_A, folders.test_B, folders.test_A, folders.holdout)
-    return folders
-
-
-def _need_folder(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"{path}: no such folder")
-    if not path.is_dir():
-        raise UserError(f"{path}: not a folder")
-
-
-def _inside(root: Path) -> Folders:
-    _need_folder(root)
-    for separator in ("", "/"):
-        train_A, train_B = root / f"train{separator}A", root / f"train{separator}B"
-        if train_A.is_dir() or train_B.is_dir():
-            _need_folder(train_A)
-            _need_folder(train_B)
-            test_A = _if_folder(root / f"test{separator}A")
-            test_B = _if_folder(root / f"test{separator}B")
-            return Folders(train_A, train_B, test_A, test_B)
-    raise UserError(
-        f"{root}: contains neither trainA and trainB nor train/A and train/B; to use two other folders, pass"
-        " --data_A and --data_B"
-    )
-
-
-def _if_folder(folder: Path) -> Path | None:
-    if folder.is_dir():
-        return folder
-    return None
-
-
-@dataclass(frozen=True)
-class Found:
-    """The images in a folder, sorted by name, and the numbers of its other files by suffix.
-
-    ``unreadable`` contains the subfolders that could not be read, with the reasons.
-    """
-
-    folder: Path
-    images: list[Path]
-    others: Counter[str]
-    unreadable: list[str]
-
-    @property
-    def passed_over(self) -> str:
-        """One line about the files that are no images by their suffixes, and unreadable folders, or ""."""
-        parts = []
-        count = self.others.total()
-        if count:
-            files = "1 file is" if count == 1 else f"{count:,} files are"
-            parts.append(f"{files} passed over, by suffix: {self.counted_others()}")
-        if self.unreadable:
-            folders = "1 folder" if len(self.unreadable) == 1 else f"{len(self.unreadable):,} folders"
-            parts.append(f"{folders} cannot be read: {self.unreadable[0]}")
-        if not parts:
-            return ""
-        return f"{self.folder}: {'; '.join(parts)}"
-
-    def require_readable(self, skip: bool) -> None:
-        """Raise UserError if there are unreadable subfolders, unless ``skip`` is set."""
-        if self.unreadable and not skip:
-            raise UserError(
-                f"the folder {self.unreadable[0]} cannot be read; pass --skip_bad_images to leave it out"
-            )
-
-    def counted_others(self) -> str:
-        """Return the most common suffixes of the other files, and their numbers."""
-        most = self.others.most_common(LISTED_SUFFIXES)
-        listed = [f"{suffix} ({count:,})" for suffix, count in most]
-        rest = self.others.total() - sum(count for _, count in most)
-        if rest:
-            listed.append(f"others ({rest:,})")
-        return ", ".join(listed)
-
-
-def find_files(folder: Path) -> Found:
-    """Find the images in ``folder`` and its subfolders, which are the files with the suffix of an image.
-
-    Symbolic links are followed, but no folder is visited twice. Names that begin with a dot are skipped.
-    """
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    unreadable: list[str] = []
-    seen: set[Path] = set()
-
-    def note(error: OSError) -> None:
-        unreadable.append(f"{error.filename} ({system_reason(error)})")
-
-    for parent, folders, names in os.walk(folder, onerror=note, followlinks=True):
-        identity = Path(parent).resolve()
-        if identity in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in SUFFIXES:
-                images.append(Path(parent, name))
-            else:
-                others[suffix if suffix else "none"] += 1
-    images.sort(key=lambda path: path.relative_to(folder).as_posix())
-    return Found(folder, images, others, unreadable)
-
-
-def list_images(folder: Path, limit: int | None = None) -> list[Path]:
-    """Return the images that ``find_files`` finds in ``folder``, at most ``limit`` of them."""
-    return find_files(folder).images[:limit]
-
-
-def no_images(found: Found) -> UserError:
-    """Return the error to raise if a folder contains no images."""
-    suffixes = ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
-    other = ""
-    if found.others:
-        other = f"; found: {found.counted_others()}"
-    if found.unreadable:
-        other += f"; cannot be read: {found.unreadable[0]}"
-    return UserError(f"{found.folder}: contains no images (looked for {suffixes}{other})")
+__all__ = [
+    "Folders",
+    "Found",
+    "Images",
+    "aligned_folders",
+    "dark_images",
+    "find_files",
+    "find_folders",
+    "find_images",
+    "fingerprint",
+    "identity",
+    "list_images",
+    "no_images",
+    "shared_images",
+    "split_holdout",
+]
 
 
 def dark_images(folder: Path, files: Iterable[Checked]) -> str:
@@ -228,56 +107,13 @@ def split_holdout(
     return train, held_out
 
 
-def too_small(checked: Checked, fit: Fit, required: ImageRequirements) -> str:
-    """Return why a readable image is too small for the crop or the networks, or "" if it is not."""
-    size = checked.width, checked.height
-    reason = fit.too_small(size)
-    if reason:
-        return reason
-    if min(fit.resized(size)) < required.least_side:
-        least = f"at least {required.least_side} pixels per side"
-        return f"{checked.width}x{checked.height} is too small: the networks need {least}"
-    return ""
-
-
-def usable_images(
-    paths: Sequence[Path],
-    config: DataConfig,
-    required: ImageRequirements,
-    log: Callable[[str], None],
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[Path, Checked]:
-    """Return the usable images among ``paths``, with the results of their checks.
-
-    Bad images raise UserError or, with skip_bad_images, are logged and left out.
-    """
-    bad = []
-    good = {}
-    fit = Fit.of(config, multiple=required.size_multiple)
-    checks = check_files(paths, progress, config.allow_decompression_bombs)
-    for path, checked in zip(paths, checks, strict=True):
-        reason = checked.error
-        if not reason:
-            reason = too_small(checked, fit, required)
-        if reason:
-            bad.append(f"{path}: {reason}")
-        else:
-            good[path] = checked
-    if bad and not config.skip_bad_images:
-        first = bad[0]
-        if len(bad) > 1:
-            first += f" (and {len(bad) - 1} more)"
-        raise UserError(f"bad image {first}; pass --skip_bad_images to list and skip such images")
-    for line in bad:
-        log(f"skipped {line}")
-    return good
-
-
 @dataclass(frozen=True)
 class Images:
     """The usable images of a dataset, assigned to the model's A and B, and the results of their checks.
 
-    The test lists may be empty.
+    The test lists may be empty. In the layout aligned, ``train_A[i]`` and ``train_B[i]`` are a pair, and so
+    are ``test_A[i]`` and ``test_B[i]``; with ``halves``, both are the same file, which holds A and B side by
+    side. In the layout single, the lists of B are empty.
     """
 
     train_A: list[Path]
@@ -285,6 +121,20 @@ class Images:
     test_A: list[Path]
     test_B: list[Path]
     checked: dict[Path, Checked]
+    layout: Layout = "unaligned"
+    halves: bool = False
+    direction: Direction = "AtoB"
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a sample consists of the images of one index: a pair, or a single image."""
+        return self.layout != "unaligned"
+
+    def half(self, side: str) -> Half | None:
+        """Return the half of each file that is the image of domain ``side``, or None for the whole file."""
+        if not self.halves:
+            return None
+        return "left" if (side == "A") == (self.direction == "AtoB") else "right"
 
 
 def find_images(
@@ -293,71 +143,186 @@ def find_images(
     log: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
     required: ImageRequirements = ImageRequirements(),
+    allowed: Collection[Layout] = LAYOUTS,
 ) -> Images:
     """Find and check all images that ``config`` names.
 
-    Raises UserError if a folder is missing or empty, or if it contains a bad image.
+    ``allowed`` are the layouts that the recipe can train on. Raises UserError if a folder is missing or
+    empty, if it has another layout than ``config.dataset_mode`` (the message names the flags that fit), or if
+    it contains a bad image, or an image without a partner.
     """
-    folders = find_folders(config)
-    limit = config.max_dataset_size
+    search = _Search(config, seed, log, progress, required, allowed)
+    if config.dataset_mode == "single":
+        return search.single()
+    if config.dataset_mode == "unaligned":
+        return search.unaligned()
+    if config.dataroot is not None and has_train(config.dataroot):
+        return search.side_by_side()
+    return search.pairs()
 
-    def report(found: Found) -> None:
-        found.require_readable(config.skip_bad_images)
+
+@dataclass(frozen=True)
+class _Search:
+    """Finds the images of one layout. The fields are the arguments of ``find_images``."""
+
+    config: DataConfig
+    seed: int
+    log: Callable[[str], None]
+    progress: Callable[[int, int], None] | None
+    required: ImageRequirements
+    allowed: Collection[Layout]
+
+    def unaligned(self) -> Images:
+        folders = find_folders(self.config, self.allowed)
+        train_A, test_A = self._images_of(folders.train_A, folders.test_A, folders.holdout)
+        train_B, test_B = self._images_of(folders.train_B, folders.test_B, folders.holdout)
+        good = self._usable([*train_A, *test_A, *train_B, *test_B])
+        self._warn(folders, [*train_A, *test_A], [*train_B, *test_B], good)
+        images = Images(
+            train_A=[path for path in train_A if path in good],
+            train_B=[path for path in train_B if path in good],
+            test_A=[path for path in test_A if path in good],
+            test_B=[path for path in test_B if path in good],
+            checked=good,
+        )
+        _require_some(folders.train_A, images.train_A)
+        _require_some(folders.train_B, images.train_B)
+        return images
+
+    def single(self) -> Images:
+        train, test, good = self._of_one_folder(cut=False)
+        return Images(train, [], test, [], good, "single")
+
+    def side_by_side(self) -> Images:
+        train, test, good = self._of_one_folder(cut=True)
+        return Images(train, train, test, test, good, "aligned", True, self.config.direction)
+
+    def _of_one_folder(self, cut: bool) -> tuple[list[Path], list[Path], dict[Path, Checked]]:
+        """Return the usable training and test images of one folder; if ``cut``, each contains a pair."""
+        folder = one_folder(self.config, self.allowed)
+        train, test = self._images_of(folder.train, folder.test, folder.holdout)
+        good = self._usable([*train, *test], cut)
+        for warning in filter(None, [dark_images(folder.train, good.values())]):
+            self.log(warning)
+        train = [path for path in train if path in good]
+        _require_some(folder.train, train)
+        return train, [path for path in test if path in good], good
+
+    def pairs(self) -> Images:
+        """Find pairs in two folders. They are held out in either direction alike."""
+        folders = two_folders(self.config)
+        if folders is None:
+            assert self.config.dataroot is not None
+            raise wrong_layout(self.config.dataroot, "aligned", self.allowed)
+        train, test = self._pairs_of(folders)
+        paths_A, paths_B = [a for a, _ in (*train, *test)], [b for _, b in (*train, *test)]
+        good = self._usable([*paths_A, *paths_B])
+        self._warn(folders, paths_A, paths_B, good)
+        fit = Fit.of(self.config, multiple=self.required.size_multiple)
+        kept = set(usable_pairs([*train, *test], good, fit, self.config.skip_bad_images, self.log))
+        (train_A, train_B), (test_A, test_B) = (_two_lists(pairs, kept) for pairs in (train, test))
+        _require_some(folders.train_A, train_A, "pairs")
+        if self.config.direction == "BtoA":
+            train_A, train_B, test_A, test_B = train_B, train_A, test_B, test_A
+        return Images(train_A, train_B, test_A, test_B, good, "aligned", direction=self.config.direction)
+
+    def _pairs_of(self, folders: Folders) -> tuple[list[Pair], list[Pair]]:
+        """Return the (training, test) pairs. Without test folders, they are held out."""
+        limit = self.config.max_dataset_size
+        found = self._candidates(folders.train_A, folders.train_B)
+        if not found.A:
+            raise self._no_pairs(folders)
+        train = self._paired(found, folders.train_A, folders.train_B)
+        images, held_out = split_holdout(list(train), folders.train_A, folders.holdout, self.seed)
+        test = {a: train[a] for a in held_out}
+        if folders.test_A is not None and folders.test_B is not None:
+            found = self._candidates(folders.test_A, folders.test_B)
+            test = self._paired(found, folders.test_A, folders.test_B)
+        else:
+            for folder in filter(None, (folders.test_A, folders.test_B)):
+                self.log(f"{folder}: not used, because the folder with the partners is missing")
+        return [(a, train[a]) for a in images][:limit], list(test.items())[:limit]
+
+    def _candidates(self, folder_A: Path, folder_B: Path) -> Pairs:
+        """Find the pairs of two folders, and the images without a partner."""
+        found_A, found_B = find_files(folder_A), find_files(folder_B)
+        pairs = find_pairs(folder_A, found_A.images, folder_B, found_B.images)
+        self._report(found_A)
+        self._report(found_B)
+        return pairs
+
+    def _paired(self, pairs: Pairs, folder_A: Path, folder_B: Path) -> dict[Path, Path]:
+        """Return the images of ``folder_A`` that have a partner in ``folder_B``, with their partners.
+
+        Images without a partner raise UserError or, with skip_bad_images, are logged and left out.
+        """
+        lone = without_partner(pairs, folder_A, folder_B)
+        if lone and not self.config.skip_bad_images:
+            raise UserError(f"{lone}; pass --skip_bad_images to leave them out")
+        if lone:
+            self.log(f"left out {lone}")
+        return dict(zip(pairs.A, pairs.B, strict=True))
+
+    def _no_pairs(self, folders: Folders) -> UserError:
+        """Return the error to raise if no image of the training folders has a partner."""
+        for found in map(find_files, (folders.train_A, folders.train_B)):
+            if not found.images:
+                return no_images(found)
+        if self.config.dataroot is not None:
+            return wrong_layout(self.config.dataroot, "aligned", self.allowed)
+        way_out = "rename the images of a pair alike"
+        if "unaligned" in self.allowed:
+            way_out = "--dataset_mode unaligned trains on images without partners"
+        folder_A, folder_B = folders.train_A, folders.train_B
+        return UserError(f"no image of {folder_A} has a partner of the same name in {folder_B}; {way_out}")
+
+    def _images_of(self, folder: Path, test: Path | None, holdout: float) -> tuple[list[Path], list[Path]]:
+        """Return the (training, test) images of a domain. Without a ``test`` folder, they are held out."""
+        limit = self.config.max_dataset_size
+        found = find_files(folder)
+        if not found.images:
+            raise no_images(found)
+        images, held_out = split_holdout(found.images, folder, holdout, self.seed)
+        self._report(found)
+        if test is not None:
+            found = find_files(test)
+            held_out = found.images
+            self._report(found)
+        return images[:limit], held_out[:limit]
+
+    def _report(self, found: Found) -> None:
+        found.require_readable(self.config.skip_bad_images)
         if found.passed_over:
-            log(found.passed_over)
+            self.log(found.passed_over)
 
-    train_A, test_A = _images_of_domain(folders.train_A, folders.test_A, folders.holdout, seed, limit, report)
-    train_B, test_B = _images_of_domain(folders.train_B, folders.test_B, folders.holdout, seed, limit, report)
-    good = usable_images([*train_A, *test_A, *train_B, *test_B], config, required, log, progress)
-    _warn(folders, [*train_A, *test_A], [*train_B, *test_B], good, log)
-    images = Images(
-        train_A=[path for path in train_A if path in good],
-        train_B=[path for path in train_B if path in good],
-        test_A=[path for path in test_A if path in good],
-        test_B=[path for path in test_B if path in good],
-        checked=good,
-    )
-    for folder, remaining in ((folders.train_A, images.train_A), (folders.train_B, images.train_B)):
-        if not remaining:
-            raise UserError(f"{folder}: contains no usable images")
-    return images
+    def _usable(self, paths: Sequence[Path], cut: bool = False) -> dict[Path, Checked]:
+        return usable_images(paths, self.config, self.required, self.log, self.progress, cut)
 
-
-def _images_of_domain(
-    folder: Path,
-    test: Path | None,
-    holdout: float,
-    seed: int,
-    limit: int | None,
-    report: Callable[[Found], None],
-) -> tuple[list[Path], list[Path]]:
-    """Return the (training, test) images of a domain. Without a ``test`` folder, they are held out."""
-    found = find_files(folder)
-    if not found.images:
-        raise no_images(found)
-    images, held_out = split_holdout(found.images, folder, holdout, seed)
-    report(found)
-    if test is not None:
-        found = find_files(test)
-        held_out = found.images
-        report(found)
-    return images[:limit], held_out[:limit]
+    def _warn(
+        self,
+        folders: Folders,
+        paths_A: Sequence[Path],
+        paths_B: Sequence[Path],
+        good: Mapping[Path, Checked],
+    ) -> None:
+        """Log warnings about images that can be read, but are probably not what they should be."""
+        both = {"domain A": folders.train_A, "domain B": folders.train_B}
+        warnings = [shared_images(both, {"domain A": paths_A, "domain B": paths_B})]
+        for folder, paths in ((folders.train_A, paths_A), (folders.train_B, paths_B)):
+            warnings.append(dark_images(folder, [good[path] for path in paths if path in good]))
+        for warning in filter(None, warnings):
+            self.log(warning)
 
 
-def _warn(
-    folders: Folders,
-    paths_A: Sequence[Path],
-    paths_B: Sequence[Path],
-    good: Mapping[Path, Checked],
-    log: Callable[[str], None],
-) -> None:
-    """Log warnings about images that can be read, but are probably not what they should be."""
-    both = {"domain A": folders.train_A, "domain B": folders.train_B}
-    warnings = [shared_images(both, {"domain A": paths_A, "domain B": paths_B})]
-    for folder, paths in ((folders.train_A, paths_A), (folders.train_B, paths_B)):
-        warnings.append(dark_images(folder, [good[path] for path in paths if path in good]))
-    for warning in filter(None, warnings):
-        log(warning)
+def _two_lists(pairs: Sequence[Pair], kept: Collection[Pair]) -> tuple[list[Path], list[Path]]:
+    """Return the images of A and those of B of the ``pairs`` that are ``kept``."""
+    usable = [pair for pair in pairs if pair in kept]
+    return [a for a, _ in usable], [b for _, b in usable]
+
+
+def _require_some(folder: Path, remaining: Sequence[Path], what: str = "images") -> None:
+    if not remaining:
+        raise UserError(f"{folder}: contains no usable {what}")
 
 
 def fingerprint(paths: Sequence[Path]) -> str:

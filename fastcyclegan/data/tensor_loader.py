@@ -1,12 +1,12 @@
-"""Make batches from the caller's own loaders of tensors: one loader of pairs, or one per domain.
+"""Make batches from the caller's own loaders of tensors: of pairs, one per domain, or of single images.
 
-The replay pools, the gradient penalty and the discriminators' augmentation get their random numbers from a
-plan, as with image files.
+What a recipe decides at random gets its random numbers from a plan, as with image files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
@@ -39,12 +39,12 @@ def _image_of(item: Any, side: str) -> Any:
     return item
 
 
-def _pair_of(item: Any) -> tuple[Any, Any]:
+def _pair_of(item: Any) -> dict[str, Any]:
     """Return the images of A and B from one item of a loader: {"A": ..., "B": ...} or a pair."""
     if isinstance(item, Mapping):
-        return item.get("A"), item.get("B")
+        return {side: item.get(side) for side in "AB"}
     if isinstance(item, (tuple, list)) and len(item) >= 2:
-        return item[0], item[1]
+        return {"A": item[0], "B": item[1]}
     raise UserError(
         f'a single loader must yield {{"A": ..., "B": ...}} or pairs of tensors, got {type(item).__name__};'
         " otherwise pass one loader per domain"
@@ -86,11 +86,13 @@ def naming_dead_workers() -> Iterator[None]:
 class TensorLoader:
     """A loader that makes batches from loaders ``A`` and ``B``, or from ``A`` only if it yields both domains.
 
-    The shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
+    If ``sides`` is ("A",), the batches only have images of domain A, and there is no loader ``B``. The
+    shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
-    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers of the replay pools
-    and, if ``augment`` is set, of the augmentation. They depend only on the seed and the position. If
-    ``same_size`` is set, A and B of an iteration must have the same height and width.
+    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers, of which ``numbers``
+    per sample are the recipe's own. They depend only on the seed and the position. If ``same_size`` is set, A
+    and B of an iteration must have the same height and width. ``first`` contains the images of the first
+    batch, by domain.
 
     Every batch is checked before it is trained on. Raises UserError, with the loader and the number of its
     batch, for one that cannot be trained on. A tensor on the CPU is checked there. One on a GPU is checked on
@@ -107,36 +109,48 @@ class TensorLoader:
         device: torch.device,
         seed: int,
         iterations_per_epoch: int | None = None,
-        augment: bool = False,
+        *,
+        numbers: int = 0,
         same_size: bool = False,
+        sides: tuple[str, ...] = ("A", "B"),
     ) -> None:
-        self.required, self.device, self.same_size = required, device, same_size
+        self.required, self.device, self.same_size, self.sides = required, device, same_size, sides
         self.stopping: Stopping = never
+        if B is not None and "B" not in sides:
+            raise UserError("two loaders were given, but this run trains on single images: pass one loader")
         self.B: Iterable[Any] | None = None
         batches = _length(A, iterations_per_epoch)
         if B is not None:
             batches = max(batches, _length(B, iterations_per_epoch))
         first, self.A = _peek(A)
         if B is None:
-            pair = _pair_of(first)
+            images = self._images_in(first)
         else:
             other, self.B = _peek(B)
-            pair = _image_of(first, "A"), _image_of(other, "B")
-        first_A, first_B = self._read(pair, (1, 1))
-        self.first = first_A.clone(), first_B.clone()  # a loader may use its memory again
-        self.batch_size = self.first[0].shape[0]
+            images = {"A": _image_of(first, "A"), "B": _image_of(other, "B")}
+        read = self._read(images, dict.fromkeys(sides, 1))
+        self.first = {side: rows.clone() for side, rows in read.items()}  # a loader may use its memory again
+        self.batch_size = self.first["A"].shape[0]
         count = batches * self.batch_size
-        self.plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False, augment=augment)
+        plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False, numbers=numbers)
+        self.plan = dataclasses.replace(plan, paired="B" not in sides)
 
-    def _pairs(self) -> Iterator[tuple[tuple[Any, Any], tuple[int, int]]]:
-        """Yield pairs of the images of A and B, and the numbers of their batches, endlessly."""
+    def _images_in(self, item: Any) -> dict[str, Any]:
+        """Return the images of each domain from one item of a single loader."""
+        if "B" in self.sides:
+            return _pair_of(item)
+        return {"A": _image_of(item, "A")}
+
+    def _items(self) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+        """Yield the images of each domain, and the numbers of their batches, endlessly."""
         if self.B is None:
             for number, item in _endless(self.A):
-                yield _pair_of(item), (number, number)
+                yield self._images_in(item), dict.fromkeys(self.sides, number)
             return
         both = zip(_endless(self.A), _endless(self.B), strict=False)
         for (number_A, item_A), (number_B, item_B) in both:
-            yield (_image_of(item_A, "A"), _image_of(item_B, "B")), (number_A, number_B)
+            images = {"A": _image_of(item_A, "A"), "B": _image_of(item_B, "B")}
+            yield images, {"A": number_A, "B": number_B}
 
     def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Yield the batches of the iterations [start, stop).
@@ -146,8 +160,8 @@ class TensorLoader:
         per_epoch, iteration = self.plan.iterations_per_epoch, start
         while iteration < stop:
             end = min(stop, (iteration // per_epoch + 1) * per_epoch)
-            for pair, numbers in itertools.islice(self._pairs(), end - iteration):
-                yield self._batch(iteration, *self._read(pair, numbers))
+            for images, numbers in itertools.islice(self._items(), end - iteration):
+                yield self._batch(iteration, self._read(images, numbers))
                 iteration += 1
             if iteration < end:
                 raise UserError(
@@ -155,25 +169,24 @@ class TensorLoader:
                     " be iterated more than once"
                 )
 
-    def _batch(self, iteration: int, a: Tensor, b: Tensor) -> Batch:
+    def _batch(self, iteration: int, images: dict[str, Tensor]) -> Batch:
         per_epoch = self.plan.iterations_per_epoch
         epoch, position = divmod(iteration, per_epoch)
         # Every image gets its own sample number, even in a batch that is larger than the first one.
-        samples = [self.plan.sample(epoch + 1, position + n * per_epoch) for n in range(a.shape[0])]
-        no_paths = [""] * len(samples)
-        return Batch(a, b, no_paths, list(no_paths), samples)
+        samples = [self.plan.sample(epoch + 1, position + n * per_epoch) for n in range(images["A"].shape[0])]
+        return Batch(images, {side: [""] * len(samples) for side in images}, samples)
 
-    def _read(self, pair: tuple[Any, Any], numbers: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the images of A and B of one iteration. They come from the batches of these numbers."""
-        a, b = (self._images(*one) for one in zip(pair, "AB", numbers, strict=True))
-        if self.same_size and a.shape[2:] != b.shape[2:]:
-            (height_A, width_A), (height_B, width_B) = a.shape[2:], b.shape[2:]
+    def _read(self, images: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[str, Tensor]:
+        """Return the images of one iteration, by domain. They come from the batches of these numbers."""
+        read = {side: self._images(images[side], side, numbers[side]) for side in self.sides}
+        if self.same_size and len({rows.shape[2:] for rows in read.values()}) > 1:
+            (height_A, width_A), (height_B, width_B) = read["A"].shape[2:], read["B"].shape[2:]
             raise UserError(
-                f"batch {numbers[0]}: wgangp mixes real and fake images, so A and B must have the same size,"
-                f" got {width_A}x{height_A} and {width_B}x{height_B}"
+                f"batch {numbers['A']}: wgangp mixes real and fake images, so A and B must have the same"
+                f" size, got {width_A}x{height_A} and {width_B}x{height_B}"
             )
-        count = min(a.shape[0], b.shape[0])
-        return a[:count], b[:count]
+        count = min(rows.shape[0] for rows in read.values())
+        return {side: rows[:count] for side, rows in read.items()}
 
     def _images(self, images: Any, side: str, number: int) -> Tensor:
         """Check ``images`` of domain ``side`` and convert them to the form that the engine takes."""

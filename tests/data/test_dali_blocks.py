@@ -18,7 +18,7 @@ from fastcyclegan.data.loader import Source
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-from tests.conftest import same_batch, source, unpaired
+from tests.conftest import both, same_batch, source, unpaired
 from tests.data.dali_files import levels, varied
 
 CPU = torch.device("cpu")
@@ -34,11 +34,11 @@ def test_large_images_make_smaller_blocks(tmp_path: Path, monkeypatch: pytest.Mo
         launch(self, files)
 
     monkeypatch.setattr(DaliPipeline, "launch", counted)
-    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    expected = list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 100))
     assert launched == [64, 64, 64, 8]
     launched.clear()
     monkeypatch.setattr(dali_loader, "BLOCK_BYTES", 10 * 24 * 20 * 3)
-    actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
+    actual = list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 100))
     assert launched == [10] * 20
     assert all(same_batch(x, y) for x, y in zip(expected, actual, strict=True))
 
@@ -55,11 +55,13 @@ def test_pillow_reads_a_file_that_dali_cannot_parse(tmp_path: Path) -> None:
     Pillow does not need the end of the file. DALI does, and might crash without it.
     """
     a, b = unpaired(tmp_path)
-    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 60))
+    expected = list(FolderLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 60))
     replace_checked_file(a, a.paths[2], a.paths[2].read_bytes()[:-12])
     for _ in range(5):
         logged: list[str] = []
-        actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 60))
+        actual = list(
+            DaliLoader(both(a, b), Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 60)
+        )
         assert logged == [f"DALI cannot decode {a.paths[2]}, so Pillow reads it"]
     for x, y in zip(expected, actual, strict=True):
         assert x.samples == y.samples
@@ -77,11 +79,11 @@ def test_finds_the_file_that_dali_fails_on(tmp_path: Path) -> None:
         UserError,
         match=r"^bad image \S*/A/002.png: broken data stream when reading image file; pass --skip_bad_images",
     ):
-        list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
+        list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU, threads=2).batches(0, 60))
     actual = list(
-        DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append, skip_bad_images=True).batches(
-            0, 60
-        )
+        DaliLoader(
+            both(a, b), Plan(11, 5, 3), CPU, threads=2, log=logged.append, skip_bad_images=True
+        ).batches(0, 60)
     )
     assert len(actual) == 60
     assert [line.split(":")[0] for line in logged] == [f"skipped {a.paths[2]}"]
@@ -93,7 +95,7 @@ def test_pillow_reads_a_file_that_only_dali_fails_on(tmp_path: Path, monkeypatch
     running: list[Path] = []
 
     def launched(self: DaliPipeline, files: list[EncodedFile]) -> None:
-        running[:] = [file.job.path for file in files]
+        running[:] = [file.path for file in files]
         launch(self, files)
 
     def failing(self: DaliPipeline) -> list[object]:
@@ -105,8 +107,8 @@ def test_pillow_reads_a_file_that_only_dali_fails_on(tmp_path: Path, monkeypatch
     monkeypatch.setattr(DaliPipeline, "launch", launched)
     monkeypatch.setattr(DaliPipeline, "_outputs", failing)
     logged: list[str] = []
-    expected = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 100))
-    actual = list(DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 100))
+    expected = list(FolderLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 100))
+    actual = list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU, threads=2, log=logged.append).batches(0, 100))
     assert logged == [f"DALI cannot decode {refused}, so Pillow reads it"]
     for x, y in zip(expected, actual, strict=True):
         assert x.samples == y.samples
@@ -127,7 +129,7 @@ def test_a_failure_without_a_bad_file_is_an_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(
         UserError, match="DALI failed: out of memory; pass --loader folder to read with Pillow"
     ):
-        list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 4))
+        list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 4))
 
 
 def native_threads() -> int:
@@ -148,7 +150,7 @@ def test_leaves_no_threads_or_memory_behind(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
 
     def use(stop_after: int) -> None:
-        batches = DaliLoader(a, b, Plan(11, 5, 3), CPU, threads=2).batches(0, 200)
+        batches = DaliLoader(both(a, b), Plan(11, 5, 3), CPU, threads=2).batches(0, 200)
         for _ in range(stop_after):
             next(batches)
         batches.close()
@@ -173,7 +175,7 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     plan = Plan(3, len(a.paths), len(b.paths))
     warm, last = 15 * len(plan), 45 * len(plan)
     seen, yielded = {}, 0
-    for n, batch in enumerate(DaliLoader(a, b, plan, CPU, threads=2).batches(0, last), 1):
+    for n, batch in enumerate(DaliLoader(both(a, b), plan, CPU, threads=2).batches(0, last), 1):
         if n in (warm, last):
             seen[n] = resident()
         if n > warm:

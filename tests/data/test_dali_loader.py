@@ -17,16 +17,18 @@ from fastcyclegan.data import background
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.dali_loader import DaliLoader, DaliReader
 from fastcyclegan.data.fit import Fit, load_pixels
+from fastcyclegan.data.halves import Half
 from fastcyclegan.data.image_file import BadImageError, open_image
 from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import StoppedError
-from tests.conftest import same_batch, scene, source, unpaired
+from tests.conftest import both, same_batch, scene, source, unpaired, write_images
 from tests.data.dali_files import MODES, SIZES, levels, varied
 
 CPU = torch.device("cpu")
 CROP = (52, 64)  # height and width
+HALVES: tuple[Half, Half] = ("left", "right")
 
 
 def horizontally_first(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
@@ -94,7 +96,7 @@ def assert_loaders_agree(
     stop = 2 * plan.iterations_per_epoch
     ours, pillow = (
         list(loader.batches(0, stop))
-        for loader in (DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU))
+        for loader in (DaliLoader(both(a, b), plan, CPU, threads=2), FolderLoader(both(a, b), plan, CPU))
     )
     assert {path for batch in ours for path in batch.paths_A} == set(map(str, a.paths))
     for x, y in zip(ours, pillow, strict=True):
@@ -105,7 +107,7 @@ def assert_loaders_agree(
             assert mean <= 0.25
             assert not is_exact or largest == 0
     monkeypatch.setattr(Image.Image, "resize", horizontally_first)
-    loaders = DaliLoader(a, b, plan, CPU, threads=2), FolderLoader(a, b, plan, CPU)
+    loaders = DaliLoader(both(a, b), plan, CPU, threads=2), FolderLoader(both(a, b), plan, CPU)
     for x, y in zip(*(loader.batches(0, plan.iterations_per_epoch) for loader in loaders), strict=True):
         assert max(levels(x.A, y.A)[1], levels(x.B, y.B)[1]) <= 4
     return ours
@@ -174,7 +176,10 @@ def test_graph_for_gpus_crops_and_flips_as_pillow_does(
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, CROP, channels)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
-    ours, pillow = DaliLoader(a, b, plan, CPU, threads=2, whole=True), FolderLoader(a, b, plan, CPU)
+    ours, pillow = (
+        DaliLoader(both(a, b), plan, CPU, threads=2, whole=True),
+        FolderLoader(both(a, b), plan, CPU),
+    )
     for x, y in zip(ours.batches(0, len(plan)), pillow.batches(0, len(plan)), strict=True):
         for one, other in ((x.A, y.A), (x.B, y.B)):
             mean, largest = levels(one, other)
@@ -209,11 +214,25 @@ def test_reads_unchecked_files_of_all_kinds(tmp_path: Path) -> None:
 def test_examines_sources_without_checks(tmp_path: Path) -> None:
     a, b = unpaired(tmp_path)
     bare_A, bare_B = (Source(s.paths, s.fit, {}) for s in (a, b))
-    expected = list(DaliLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 10))
+    expected = list(DaliLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 10))
     assert all(
         same_batch(x, y)
-        for x, y in zip(expected, DaliLoader(bare_A, bare_B, Plan(11, 5, 3), CPU).batches(0, 10), strict=True)
+        for x, y in zip(
+            expected, DaliLoader(both(bare_A, bare_B), Plan(11, 5, 3), CPU).batches(0, 10), strict=True
+        )
     )
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["torch resizes", "DALI resizes, as on a GPU"])
+def test_reads_halves_of_unchecked_files(tmp_path: Path, whole: bool) -> None:
+    """A file whose width is odd is a bad image for DALI as well."""
+    (even,) = write_images(tmp_path / "even", 1, (48, 20))
+    (odd,) = write_images(tmp_path / "odd", 1, (49, 20))
+    jobs = [Job(path, half=half) for path in (even, odd) for half in HALVES]
+    rows = [row for _, row in DaliReader(Fit(), CPU, 1, whole=whole).read(jobs)]
+    for half, row in zip(HALVES, rows, strict=False):
+        assert torch.equal(row, torch.from_numpy(load_pixels(even, Fit(), half=half).copy()))
+    assert [str(row).split(",")[0] for row in rows[2:]] == [f"{odd}: 49x20 has an odd width"] * 2
 
 
 # --- Tests on a GPU -----------------------------------------------------------------------------------------
@@ -224,7 +243,7 @@ def test_a_loader_can_be_stopped_while_a_file_hangs(tmp_path: Path, monkeypatch:
     hang = threading.Event()
     monkeypatch.setattr(background, "PATIENCE", 0.1)
     monkeypatch.setattr(DaliReader, "_fetch", lambda self, job: hang.wait())
-    loader = DaliLoader(a, b, Plan(3, 5, 3), CPU, threads=2)
+    loader = DaliLoader(both(a, b), Plan(3, 5, 3), CPU, threads=2)
     batches = loader.batches(0, 10)
     loader.stopping = lambda: True
     with pytest.raises(StoppedError):
@@ -250,7 +269,7 @@ def test_samples_match_pillow_on_a_gpu(tmp_path: Path, mode: Preprocess) -> None
     """
     a, b = (source(varied(tmp_path / side, n), Fit(mode, 72, CROP)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths))
-    ours, pillow = DaliLoader(a, b, plan, GPU, threads=4), FolderLoader(a, b, plan, GPU)
+    ours, pillow = DaliLoader(both(a, b), plan, GPU, threads=4), FolderLoader(both(a, b), plan, GPU)
     for x, y in zip(ours.batches(0, 2 * len(plan)), pillow.batches(0, 2 * len(plan)), strict=True):
         assert (x.paths_A, x.samples) == (y.paths_A, y.samples)
         for one, other, path in ((x.A, y.A, x.paths_A[0]), (x.B, y.B, x.paths_B[0])):
@@ -268,9 +287,9 @@ def test_image_does_not_depend_on_its_block_on_a_gpu(tmp_path: Path) -> None:
     """An image's pixels must not depend on its block: a resumed run forms different blocks."""
     a, b = (source(varied(tmp_path / side, n), Fit("resize_and_crop", 72, 64)) for n, side in enumerate("AB"))
     plan = Plan(3, len(a.paths), len(b.paths), 2)
-    whole = list(DaliLoader(a, b, plan, GPU, threads=4).batches(0, 80))
+    whole = list(DaliLoader(both(a, b), plan, GPU, threads=4).batches(0, 80))
     for start in (1, 17, 63):
-        actual = list(DaliLoader(a, b, plan, GPU, threads=4).batches(start, 80))
+        actual = list(DaliLoader(both(a, b), plan, GPU, threads=4).batches(start, 80))
         assert all(same_batch(x, y) for x, y in zip(whole[start:], actual, strict=True))
 
 
@@ -287,11 +306,11 @@ def test_slow_consumer_on_its_own_stream_sees_complete_images_on_a_gpu(tmp_path:
         return torch.stack([batch.A.double().sum() + 3 * batch.B.double().sum() for batch in batches])
 
     expected = []
-    for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
+    for batch in DaliLoader(both(a, b), plan, GPU, threads=4).batches(0, 120):
         expected.append(sums([batch]).cpu())
     actual = []
     with torch.cuda.stream(torch.cuda.Stream()):
-        for batch in DaliLoader(a, b, plan, GPU, threads=4).batches(0, 120):
+        for batch in DaliLoader(both(a, b), plan, GPU, threads=4).batches(0, 120):
             torch.cuda._sleep(2_000_000)
             actual.append(sums([batch]))
         torch.cuda.current_stream().synchronize()

@@ -55,3 +55,12 @@ def test_the_largest_sides(tmp_path: Path) -> None:
     checked = source(paths, Fit()).checked
     assert largest_sides(paths, checked, Fit("none")) == (40, 32)
     assert largest_sides(paths, checked, Fit("crop", 0, (8, 12))) == (12, 8)
+
+
+def test_halves_have_half_the_width(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "a", 1, (80, 24)) + write_images(tmp_path / "b", 1, (32, 40))
+    checked = source(paths, Fit()).checked
+    assert largest_sides(paths, checked, Fit("none"), "left") == (40, 40)
+    assert required_size(paths[:1], checked, Fit("none"), DataConfig(batch_size=2), "right") == (40, 24)
+    with pytest.raises(UserError, match=r"000.png is 40x24 and \S*000.png is 16x40: remove those"):
+        required_size(paths, checked, Fit("none"), DataConfig(batch_size=2), "left")

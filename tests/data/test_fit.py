@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.config import DataConfig, Preprocess
-from fastcyclegan.data.fit import Fit, load_pixels, take_view
+from fastcyclegan.data.fit import Fit, load_halves, load_pixels, require_file_channels, take_view
+from fastcyclegan.data.halves import Half
 from fastcyclegan.data.image_file import (
     BadImageError,
 )
@@ -103,3 +104,31 @@ def test_gray_has_one_channel(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("RGB", (10, 10), (255, 0, 0)), "red.png")
     assert load_pixels(path, Fit("square", 8, channels=1)).shape == (8, 8, 1)
     assert load_pixels(path, Fit("square", 8, channels=1))[0, 0, 0] == 76  # ITU-R 601: 0.299 * 255
+
+
+@pytest.mark.parametrize("half", ["left", "right"])
+def test_a_half_is_cut_out_before_the_resize(tmp_path: Path, half: Half) -> None:
+    """So that no pixel of the other half has an influence."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 80, 3), dtype=np.uint8)
+    path = saved(tmp_path, Image.fromarray(pixels), "x.png")
+    alone = np.ascontiguousarray(pixels[:, :40] if half == "left" else pixels[:, 40:])
+    expected = load_pixels(saved(tmp_path, Image.fromarray(alone), "half.png"), Fit("square", 24))
+    assert np.array_equal(load_pixels(path, Fit("square", 24), half=half), expected)
+    assert np.array_equal(load_pixels(path, Fit(), half=half), alone)
+    one, other = load_halves(path, Fit("square", 24), ["right", "left"])
+    assert np.array_equal(expected, other if half == "left" else one)
+
+
+def test_halves_that_cannot_be_used(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.new("RGB", (41, 30)), "odd.png")
+    with pytest.raises(BadImageError, match=r"odd.png: 41x30 has an odd width, so it cannot be cut into two"):
+        load_pixels(path, Fit(), half="left")
+    path = saved(tmp_path, Image.new("RGB", (40, 30)), "small.png")
+    with pytest.raises(BadImageError, match=r"small.png: cut in halves, 20x30 is too small for a crop of 24"):
+        load_halves(path, Fit("crop", 0, 24), ["left", "right"])
+
+
+def test_channels_that_no_file_has() -> None:
+    require_file_channels({"input_nc": 3, "output_nc": 1})
+    with pytest.raises(UserError, match=r"^output_nc is 2, but images from files have 3 channels \(colour\)"):
+        require_file_channels({"input_nc": 3, "output_nc": 2})

@@ -18,13 +18,14 @@ from PIL import Image
 
 from fastcyclegan.config import DataConfig
 from fastcyclegan.data.background import never
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.choose_loader import choose, make_loader
 from fastcyclegan.data.fit import Fit
-from fastcyclegan.data.loader import Loader, Source
+from fastcyclegan.data.loader import Job, Loader, Source, neighbours
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.errors import UserError
-from tests.conftest import same_batch, source, unpaired, write_images
+from tests.conftest import both, same_batch, source, unpaired, write_images
 
 CPU = torch.device("cpu")
 LOADERS = pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def make(
     config = DataConfig(load_size=24, crop_size=16, cache=cache, **options)
     log = [].append if logged is None else logged.append
     return make_loader(
-        choose(loader, CPU, threads), a, b, Plan(11, 5, 3, config.batch_size), CPU, config, log
+        choose(loader, CPU, threads), both(a, b), Plan(11, 5, 3, config.batch_size), CPU, config, log
     )
 
 
@@ -69,7 +70,7 @@ def test_stopping_reaches_the_loader(tmp_path: Path, loader: str, threads: int, 
         asked.append(1)
         return False
 
-    made = make_loader(choice, a, b, Plan(11, 5, 3), CPU, config, print, stopping=stopping)
+    made = make_loader(choice, both(a, b), Plan(11, 5, 3), CPU, config, print, stopping=stopping)
     assert made.stopping is stopping
     assert make(tmp_path, loader, threads, cache).stopping is never
     # A cached loader waits only where the cache is filled, and the others where they yield batches.
@@ -109,7 +110,9 @@ def test_names_a_file_that_breaks_during_a_run(
         "vanished": "no such file",
         "pipe": "not a regular file",
     }[failure]
-    loader_under_test = make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print)
+    loader_under_test = make_loader(
+        choose(loader, CPU, threads), both(a, b), Plan(11, 5, 3), CPU, config, print
+    )
     with pytest.raises(
         UserError,
         match=rf"^bad image \S*/B/001.png: {reason}; pass --skip_bad_images to skip such images$",
@@ -124,13 +127,13 @@ def test_can_skip_a_file_that_breaks(tmp_path: Path, loader: str, threads: int, 
     The samples' numbers, crops and random numbers stay the same.
     """
     a, b = unpaired(tmp_path)
-    whole = list(FolderLoader(a, b, Plan(11, 5, 3), CPU).batches(0, 30))
+    whole = list(FolderLoader(both(a, b), Plan(11, 5, 3), CPU).batches(0, 30))
     b.paths[1].unlink()
     config, logged = DataConfig(load_size=24, crop_size=16, cache=cache, skip_bad_images=True), []
     actual = list(
-        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, logged.append).batches(
-            0, 30
-        )
+        make_loader(
+            choose(loader, CPU, threads), both(a, b), Plan(11, 5, 3), CPU, config, logged.append
+        ).batches(0, 30)
     )
     assert len(actual) == 30
     for expected, batch in zip(whole, actual, strict=True):
@@ -146,11 +149,6 @@ def test_can_skip_a_file_that_breaks(tmp_path: Path, loader: str, threads: int, 
     assert len(skipped) == 1
 
 
-def FolderOf(a: Any, b: Any) -> Any:
-    config = DataConfig(load_size=24, crop_size=16)
-    return make_loader(choose("folder", CPU, 0), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)
-
-
 @LOADERS
 def test_reports_that_no_image_can_be_read(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
     a, b = unpaired(tmp_path)
@@ -161,7 +159,9 @@ def test_reports_that_no_image_can_be_read(tmp_path: Path, loader: str, threads:
         UserError, match=r"none of the 3 images can be read any more; the first error: .*no such file"
     ):
         list(
-            make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 30)
+            make_loader(choose(loader, CPU, threads), both(a, b), Plan(11, 5, 3), CPU, config, print).batches(
+                0, 30
+            )
         )
 
 
@@ -175,7 +175,9 @@ def whole_images(root: Path) -> tuple[Source, Source]:
 def test_batches_of_whole_images(tmp_path: Path, loader: str, threads: int, cache: str) -> None:
     a, b = whole_images(tmp_path)
     config, plan = DataConfig(preprocess="none", cache=cache, batch_size=2), Plan(11, 5, 3, 2)
-    batches = list(make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, print).batches(0, 6))
+    batches = list(
+        make_loader(choose(loader, CPU, threads), both(a, b), plan, CPU, config, print).batches(0, 6)
+    )
     assert [batch.A.shape for batch in batches[:3]] == [(2, 3, 16, 24), (2, 3, 16, 24), (1, 3, 16, 24)]
     assert [batch.B.shape for batch in batches[:3]] == [(2, 3, 32, 20), (2, 3, 32, 20), (1, 3, 32, 20)]
     for batch in batches:
@@ -187,7 +189,7 @@ def test_batches_of_whole_images(tmp_path: Path, loader: str, threads: int, cach
                 pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
                 expected = pixels.flip(2) if view.flip else pixels
                 assert torch.equal(((image + 1) * 127.5).round(), expected.float())
-    of_second = make_loader(choose(loader, CPU, threads), a, b, plan.shard(1, 2), CPU, config, print)
+    of_second = make_loader(choose(loader, CPU, threads), both(a, b), plan.shard(1, 2), CPU, config, print)
     empty = next(of_second.batches(1, 2))
     assert (empty.A.shape, empty.B.shape) == ((0, 3, 16, 24), (0, 3, 32, 20))
 
@@ -204,9 +206,9 @@ def test_a_file_that_gets_another_size_is_a_bad_image(
         match=r"^bad image \S*/B/001.png: --preprocess none makes it 24x32 now, but all images of a batch"
         r" must be 20x32; pass --skip_bad_images to skip such images$",
     ):
-        list(make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, print).batches(0, 9))
+        list(make_loader(choose(loader, CPU, threads), both(a, b), plan, CPU, config, print).batches(0, 9))
     config, logged = replace(config, skip_bad_images=True), []
-    made = make_loader(choose(loader, CPU, threads), a, b, plan, CPU, config, logged.append)
+    made = make_loader(choose(loader, CPU, threads), both(a, b), plan, CPU, config, logged.append)
     assert {path for batch in made.batches(0, 9) for path in batch.paths_B} == {
         str(b.paths[0]),
         str(b.paths[2]),
@@ -222,6 +224,56 @@ def test_reads_the_new_content_of_a_replaced_file(tmp_path: Path, loader: str, t
         Image.fromarray(np.full((40, 50, 3), 200, dtype=np.uint8)).save(path)
     config = DataConfig(load_size=24, crop_size=16)
     batch = next(
-        make_loader(choose(loader, CPU, threads), a, b, Plan(11, 5, 3), CPU, config, print).batches(0, 4)
+        make_loader(choose(loader, CPU, threads), both(a, b), Plan(11, 5, 3), CPU, config, print).batches(
+            0, 4
+        )
     )
     assert ((batch.A + 1) * 127.5).round().unique().tolist() == [200]
+
+
+def test_a_batch_has_the_images_of_its_domains() -> None:
+    """Single images have a domain A alone."""
+    one, other = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    samples = [Plan(0, 3, 3).sample(1, 0)]
+    batch = Batch.of(one, other, ["a"], ["b"], samples)
+    assert (batch.A is one, batch.B is other, batch.paths_A, batch.paths_B) == (True, True, ["a"], ["b"])
+    moved = batch.with_images(lambda images: images + 1)
+    assert torch.equal(moved.A, one + 1)
+    assert torch.equal(moved.B, other + 1)
+    assert (moved.paths, moved.samples) == (batch.paths, samples)
+    single = Batch({"A": one}, {"A": ["a"]}, samples).with_images(torch.neg)
+    assert list(single.images) == ["A"]
+
+
+def test_jobs_of_halves_of_one_file_are_neighbours() -> None:
+    """Other jobs are alone, and are yielded before the next one is looked at."""
+    paths = [Path("1"), Path("2")]
+    left, right = [Job(path, half="left") for path in paths], [Job(path, half="right") for path in paths]
+    whole = [Job(path) for path in paths]
+    jobs = [
+        left[0],
+        right[0],
+        right[1],
+        left[0],
+        whole[0],
+        whole[0],
+        left[1],
+        whole[1],
+        left[1],
+        right[1],
+        left[0],
+    ]
+    assert list(neighbours(jobs)) == [
+        (left[0], right[0]),
+        (right[1],),
+        (left[0],),
+        (whole[0],),
+        (whole[0],),
+        (left[1],),
+        (whole[1],),
+        (left[1], right[1]),
+        (left[0],),
+    ]
+    taken = iter(whole)
+    assert next(neighbours(taken)) == (whole[0],)
+    assert next(taken) is whole[1]

@@ -33,7 +33,7 @@ from fastcyclegan.data.loader import Job, Source
 from fastcyclegan.data.pillow_loader import FolderLoader, PillowReader
 from fastcyclegan.data.sample_plan import Plan, View
 from fastcyclegan.errors import StoppedError, UserError
-from tests.conftest import same_batch, unpaired, write_images
+from tests.conftest import both, same_batch, unpaired, write_images
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def make(
     tmp_path: Path, workers: int = 0, batch: int = 2, channels: tuple[int, int] = (3, 3), **options: object
 ) -> FolderLoader:
     a, b = unpaired(tmp_path, channels=channels)
-    return FolderLoader(a, b, Plan(11, 5, 3, batch), CPU, workers=workers, **options)
+    return FolderLoader(both(a, b), Plan(11, 5, 3, batch), CPU, workers=workers, **options)
 
 
 def test_batches_contain_the_samples_of_the_plan(tmp_path: Path) -> None:
@@ -55,10 +55,10 @@ def test_batches_contain_the_samples_of_the_plan(tmp_path: Path) -> None:
         assert (batch.A.shape[1:], batch.A.dtype) == ((3, 16, 16), torch.float32)
         for row, i in enumerate(numbers):
             sample = loader.plan.sample(epoch, i)
-            path = loader.a.paths[sample.index_A]
-            pixels = take_view(load_pixels(path, loader.a.fit), loader.a.fit, sample.view_A).astype(
-                np.float64
-            )
+            path = loader.sources["A"].paths[sample.index_A]
+            pixels = take_view(
+                load_pixels(path, loader.sources["A"].fit), loader.sources["A"].fit, sample.view_A
+            ).astype(np.float64)
             assert batch.paths_A[row] == str(path)
             np.testing.assert_allclose(batch.A[row].permute(1, 2, 0).numpy(), pixels / 127.5 - 1, atol=2e-7)
 
@@ -119,15 +119,15 @@ def test_a_lack_of_file_descriptors_skips_no_image(
 ) -> None:
     loader = make(tmp_path, workers, skip_bad_images=True, log=pytest.fail)
 
-    def fails(path: Path, fit: Fit) -> None:
+    def fails(path: Path, fit: Fit, **options: Any) -> None:
         with monkeypatch.context() as patched:
             patched.setattr("PIL.Image.open", raising)
-            load_pixels(path, fit)
+            load_pixels(path, fit, **options)
 
     def raising(*arguments: object, **options: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("fastcyclegan.data.loader.load_pixels", fails)
+    monkeypatch.setattr("fastcyclegan.data.source.load_pixels", fails)
     with pytest.raises(UserError, match=r"\d.png cannot be read: Too many open files"):
         next(loader.batches(0, 4))
 
@@ -145,7 +145,7 @@ def test_a_reader_reads_fewer_large_images_ahead(
 
     row = torch.empty(2**20 * megabytes, dtype=torch.uint8, device="meta")
     monkeypatch.setattr(background.ReadingThreads, "submit", counted)
-    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda *arguments: row)
+    monkeypatch.setattr(pillow_loader, "read_with_pillow", lambda *arguments: [row])
     reading = PillowReader(Fit(), 8).read(Job(Path(str(n))) for n in range(40))
     most = 0
     for taken, _ in enumerate(reading, start=1):
@@ -213,9 +213,9 @@ def test_python_exits_while_workers_are_running(tmp_path: Path) -> None:
     """Python exits even though it waits for its workers, and they ignore the signal that it sends them."""
     make(tmp_path)
     code = (
-        "import sys, torch; from pathlib import Path; from tests.conftest import unpaired\nfrom"
+        "import sys, torch; from pathlib import Path; from tests.conftest import both, unpaired\nfrom"
         " fastcyclegan.data.pillow_loader import FolderLoader; from fastcyclegan.data.sample_plan import"
-        " Plan\na, b = unpaired(Path(sys.argv[1]))\nbatches = FolderLoader(a, b, Plan(1, 5, 3),"
+        " Plan\na, b = unpaired(Path(sys.argv[1]))\nbatches = FolderLoader(both(a, b), Plan(1, 5, 3),"
         " torch.device('cpu'), workers=2).batches(0, 1000); next(batches)\nsys.modules['keeps'] = batches;"
         " print('end')"
     )

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fastcyclegan.data.sample_plan import AUGMENT_NUMBERS, AUGMENTED, Plan, uniforms
+from fastcyclegan.data.sample_plan import Plan, uniforms
 
 GOLDEN_UNIFORMS = [0.9799939816368156, 0.09974389385865956]
 GOLDEN_SAMPLE = (1, 5, False, True)
-GOLDEN_AUGMENT = [0.10576833708881905, 0.04182286484588671]
+GOLDEN_NUMBERS = [0.10576833708881905, 0.04182286484588671]
 
 
 def test_golden_values() -> None:
@@ -27,17 +27,35 @@ def test_golden_values() -> None:
     assert (sample.index_A, sample.index_B, sample.view_A.flip, sample.view_B.flip) == GOLDEN_SAMPLE
 
 
-def test_augmentation_has_its_own_random_numbers() -> None:
-    """They are golden values like those above, and leave the other numbers of a sample as they are."""
-    plain, augmented = (Plan(7, 10, 12, augment=augment).sample(epoch=2, i=3) for augment in (False, True))
-    assert plain.augment == ()
-    assert len(augmented.augment) == len(set(augmented.augment)) == len(AUGMENTED) * AUGMENT_NUMBERS == 42
-    assert list(augmented.augment[:2]) == GOLDEN_AUGMENT
-    assert replace(augmented, augment=()) == plain
-    numbers = [n for i in range(100) for n in Plan(7, 100, 100, augment=True).sample(1, i).augment]
+def test_further_numbers_leave_the_others_as_they_are() -> None:
+    """They are golden values like those above."""
+    plain, longer = (Plan(7, 10, 12, numbers=numbers).sample(epoch=2, i=3) for numbers in (0, 42))
+    assert plain.numbers == ()
+    assert len(longer.numbers) == len(set(longer.numbers)) == 42
+    assert list(longer.numbers[:2]) == GOLDEN_NUMBERS
+    assert replace(longer, numbers=()) == plain
+    numbers = [n for i in range(100) for n in Plan(7, 100, 100, numbers=42).sample(1, i).numbers]
     # The mean of 4,200 uniforms (standard deviation 0.29) is within 5 standard errors.
     assert np.mean(numbers) == pytest.approx(0.5, abs=5 * 0.29 / math.sqrt(4200))
     assert len(set(numbers)) == len(numbers)
+
+
+def test_pairs_have_one_index_crop_and_flip() -> None:
+    """Everything else of a sample is as without pairs."""
+    plan = Plan(seed=1, count_A=17, count_B=17)
+    for number in range(17):
+        sample, apart = (replace(plan, paired=paired).sample(2, number) for paired in (True, False))
+        assert (sample.index_B, sample.view_B) == (sample.index_A, sample.view_A)
+        assert sample == replace(apart, index_B=apart.index_A, view_B=apart.view_A)
+        assert sample.index("A") == sample.index("B")
+        assert (apart.index("B"), apart.view("B")) == (apart.index_B, apart.view_B)
+    orders = [[replace(plan, paired=True).sample(epoch, i).index_B for i in range(17)] for epoch in (1, 2)]
+    assert sorted(orders[0]) == list(range(17))
+    assert orders[0] != orders[1]
+    serial = replace(plan, paired=True, serial=True)
+    assert [serial.sample(1, i).index_B for i in range(17)] == list(range(17))
+    with pytest.raises(ValueError, match="pairs need equal counts, got 17 and 16"):
+        replace(plan, count_B=16, paired=True)
 
 
 def test_an_epoch_shows_every_image_of_the_larger_domain_once() -> None:

@@ -16,7 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastcyclegan import CycleGAN
-from fastcyclegan.data.tensor_loader import naming_dead_workers
+from fastcyclegan.data.fit import ImageRequirements
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.data.tensor_loader import TensorLoader, naming_dead_workers
 from fastcyclegan.errors import UserError
 from tests.models import TINY, same, tensors
 
@@ -256,3 +258,63 @@ def test_a_dead_process_of_the_callers_loader_is_named() -> None:
 def test_iterations_per_epoch_must_be_a_positive_integer(count: Any) -> None:
     with pytest.raises(UserError, match="iterations_per_epoch must be a positive integer, got"):
         CycleGAN(**TINY).fit([tensors(1)], [tensors(1)], iterations_per_epoch=count)
+
+
+# --- The loader itself --------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+SINGLE: dict[str, Any] = {"sides": ("A",), "numbers": 2}
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        [tensors(2, 1), tensors(2, 2), tensors(1, 3)],
+        [(tensors(2, 1), 5), [tensors(2, 2), "label"], (tensors(1, 3),)],
+        [{"A": tensors(2, 1), "A_paths": ["x"]}, {"A": tensors(2, 2), "B": 3}, {"A": tensors(1, 3)}],
+    ],
+    ids=["tensors", "tuples", "dicts"],
+)
+def test_batches_of_single_images(loader: list[Any]) -> None:
+    made = TensorLoader(loader, None, ImageRequirements(channels=(3,)), CPU, 0, **SINGLE)
+    assert made.first.keys() == {"A"}
+    assert torch.equal(made.first["A"], tensors(2, 1))
+    assert (made.plan.iterations_per_epoch, made.plan.paired) == (3, True)
+    seen = [tensors(2, 1), tensors(2, 2), tensors(1, 3), tensors(2, 1)]
+    for batch, images in zip(made.batches(0, 4), seen, strict=True):
+        assert torch.equal(batch.A, images)
+        assert batch.images.keys() == batch.paths.keys() == {"A"}
+        assert {len(sample.numbers) for sample in batch.samples} == {2}
+        assert len(batch.samples) == len(images)
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "message"),
+    [
+        (
+            [tensors(1)],
+            [tensors(1)],
+            "two loaders were given, but this run trains on single images",
+        ),
+        ([{"B": tensors(1)}], None, r"batch 1 of the loader: images of domain A must be tensors .* NoneType"),
+        (
+            [tensors(1)[:, :1]],
+            None,
+            r"batch 1 of the loader: images .* got shape \[1, 1, 16, 16\]",
+        ),
+        (["x"], None, "images of domain A must be tensors .*, got str"),
+    ],
+)
+def test_rejects_what_are_no_single_images(A: Any, B: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TensorLoader(A, B, ImageRequirements(channels=(3,)), CPU, 0, **SINGLE)
+
+
+def test_the_first_images_and_the_numbers_of_pairs() -> None:
+    """Each domain has its channels. The random numbers are those of a plan of files."""
+    A, B = [tensors(3, 1)[:, :1]], [tensors(2, 2)]
+    made = TensorLoader(A, B, ImageRequirements(channels=(1, 3)), CPU, 7, numbers=3)
+    assert [made.first[side].shape for side in "AB"] == [(2, 1, 16, 16), (2, 3, 16, 16)]
+    (batch,) = made.batches(0, 1)
+    assert torch.equal(batch.B, tensors(2, 2))
+    assert batch.samples == [Plan(7, 2, 2, 2, True, False, numbers=3).sample(1, i) for i in range(2)]
