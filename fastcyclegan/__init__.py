@@ -6,7 +6,7 @@ training phases), ``engine`` (one iteration on a device), ``training`` (a whole 
 files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``compat`` (official functions
 and classes), ``official`` (running official checkouts), ``devtools`` and ``kernel_gate`` (checking kernels
 without a GPU). ``compat`` is public, and so are the modules next to these folders: ``api``, ``cli``,
-``commands``, ``config``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
+``commands``, ``config``, ``models``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
 
 Importing this package imports nothing else: names and modules are imported when they are used.
 """
@@ -18,12 +18,13 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcyclegan.api import CycleGAN
     from fastcyclegan.checkpoints.loading import load_generator
     from fastcyclegan.errors import UserError
     from fastcyclegan.fusion.accelerate import accelerate
+    from fastcyclegan.models import CycleGAN, model_class
     from fastcyclegan.nn.layers import InstanceNormAct
     from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
+    from fastcyclegan.recipes.registry import register_recipe
 
 __all__ = [
     "CycleGAN",
@@ -35,12 +36,14 @@ __all__ = [
     "UserError",
     "accelerate",
     "load_generator",
+    "model_class",
+    "register_recipe",
 ]
 __version__ = "0.1.0"
 
 # torch takes a second or more to import. A command must take Ctrl-C, and tell of a missing package, before.
 _PLACES = {
-    "CycleGAN": "api",
+    "CycleGAN": "models",
     "Discriminator": "nn.networks",
     "Generator": "nn.networks",
     "InstanceNormAct": "nn.layers",
@@ -49,6 +52,8 @@ _PLACES = {
     "UserError": "errors",
     "accelerate": "fusion.accelerate",
     "load_generator": "checkpoints.loading",
+    "model_class": "models",
+    "register_recipe": "recipes.registry",
 }
 
 

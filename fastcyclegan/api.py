@@ -1,25 +1,24 @@
-"""Python API: the ``CycleGAN`` class, which trains, translates images, saves and loads.
+"""Python API: the base of the classes that train a recipe, translate images, save and load.
 
 Unless the caller asks for it, nothing is printed or written and no global state is changed. The command line
-is a thin layer on top of this class.
+is a thin layer on top of these classes, which ``models`` lists.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.checkpoints.loading import choose, read_networks, settings_of
+from fastcyclegan.checkpoints.loading import read_weights, settings_of
 from fastcyclegan.checkpoints.run_files import (
     read_config,
     remove_partials,
@@ -28,20 +27,20 @@ from fastcyclegan.checkpoints.run_files import (
     write_config,
 )
 from fastcyclegan.checkpoints.weight_sets import require_whole, write_set
-from fastcyclegan.config import Direction, TrainConfig, with_changes
+from fastcyclegan.config import Direction, TrainConfig, default_config, with_changes
 from fastcyclegan.console import Console, QuietConsole
+from fastcyclegan.data.pixels import to_image, to_pixels
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
-from fastcyclegan.files.schema import described
 from fastcyclegan.inference.precision_check import precision_for
-from fastcyclegan.inference.translator import ImageLike, release_engine, translate_images
+from fastcyclegan.inference.translator import ImageLike, engine_of, release_engine, translate_images
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
-from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import save_tensors, to_cpu
-from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.given_networks import why_not_loadable
+from fastcyclegan.training.given_settings import group_of, images_given, loaders_given, with_settings
 from fastcyclegan.training.initial_weights import start_from_files, with_architecture_of_files
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
@@ -53,69 +52,10 @@ from fastcyclegan.training.tracker import Tracker, require_trackers
 from fastcyclegan.training.trainer import Trainer, train
 
 Record = dict[str, Any]
-Callback = Callable[["CycleGAN", Record], object]
+Callback = Callable[["Model", Record], object]
 _INITIALISING = threading.Lock()
-_PATHS = ("dataroot", "data_A", "data_B", "checkpoints_dir")
 # Settings that apply to a single start of a run. They are reset to these values and are not saved with it.
 _ONE_START = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": "latest"}
-
-
-def _group_of(name: str) -> str:
-    """Return the name of the configuration group that contains the setting ``name``.
-
-    Raises TypeError for an unknown setting; the message suggests similar names.
-    """
-    defaults = TrainConfig()
-    groups = {}
-    for group in dataclasses.fields(defaults):
-        for setting in dataclasses.fields(getattr(defaults, group.name)):
-            groups[setting.name] = group.name
-    if name not in groups:
-        message = f"CycleGAN has no setting {name!r}"
-        similar = difflib.get_close_matches(name, groups, n=3)
-        if similar:
-            message += f"; did you mean {', '.join(similar)}?"
-        raise TypeError(message)
-    return groups[name]
-
-
-def _with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        if isinstance(value, str) and name in _PATHS:
-            value = Path(value)
-        elif name in ("init_from", "init_from_B"):
-            value = _paths(name, value)
-        elif name in ("freeze", "diffaugment") and isinstance(value, (list, tuple)):
-            value = _joined(name, value)
-        changes.setdefault(_group_of(name), {})[name] = value
-    config = with_changes(without_replaced(config, settings), changes)
-    require_effect(config, settings)
-    return config
-
-
-def _paths(name: str, value: Any) -> Any:
-    """Return ``value`` of init_from or init_from_B as the configuration has it."""
-    files = list(value) if name == "init_from" and isinstance(value, (list, tuple)) else [value]
-    for file in files:
-        if value is not None and (not _is_path(file) or not str(file)):
-            kind = "a path or a list of one or two" if name == "init_from" else "a path"
-            raise UserError(f"{name} must be {kind}, got {described(file)}")
-    if value is None:
-        return None
-    return tuple(map(Path, files)) if name == "init_from" else Path(value)
-
-
-def _joined(name: str, values: Sequence[Any]) -> str | None:
-    """Return a list of names as the configuration has it, or None if it is empty."""
-    for value in values:
-        if not isinstance(value, str):
-            raise UserError(f"{name} must be a list of names, got {described(value)}")
-    return ",".join(values) if values else None
-
-
-def _is_path(x: object) -> TypeGuard[str | Path]:
-    return isinstance(x, (str, Path))
 
 
 @contextlib.contextmanager
@@ -129,44 +69,34 @@ def _preserve_global_state() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _data_settings(A: Any, B: Any) -> dict[str, Any]:
-    """Return the data settings that select the folders passed to ``fit``, or {} if no folders were passed.
+class Model:
+    """The networks of a recipe, with methods to train them, translate images, save and load.
 
-    Raises TypeError for a domain that is neither a folder nor a loader, and UserError if one is a folder and
-    the other a loader.
-    """
-    for x in (A, B):
-        if x is not None and not isinstance(x, (str, Path, Iterable)):
-            raise TypeError(f"fit: a domain must be a folder or a loader, got {type(x).__name__}")
-    differ = A is not None and B is not None and _is_path(A) != _is_path(B)
-    if differ or (A is None and B is not None):
-        raise UserError("fit: A and B must both be folders or both be loaders")
-    if not _is_path(A):
-        return {}
-    if B is None:
-        return {"dataroot": Path(A), "data_A": None, "data_B": None}
-    return {"dataroot": None, "data_A": Path(A), "data_B": Path(B)}
-
-
-class CycleGAN:
-    """The four networks of a CycleGAN, with methods to train them, translate images, save and load.
-
-    ``settings`` are the flags of ``scripts/train.py`` as keyword arguments (``netG="resnet_6blocks"``,
-    ``lambda_identity=0``, ``batch_size=4``, ``compile=True``, ...). They override the values of ``config``,
-    or the defaults if ``config`` is None. The initial weights depend only on ``seed``. Raises TypeError for
-    an unknown setting, and UserError, with a one-line message, for an invalid value.
+    ``settings`` are the flags of ``scripts/train.py`` as keyword arguments (``batch_size=4``,
+    ``compile=True``, ...). They override the values of ``config``, or the recipe's defaults if ``config`` is
+    None. The initial weights depend only on ``seed``. Raises TypeError for an unknown setting, and UserError,
+    with a one-line message, for an invalid value.
 
     The networks are in float32, and everything works in the same way, whatever torch's default dtype and
     device are, and inside ``torch.inference_mode`` and ``torch.no_grad``.
     """
 
+    recipe: ClassVar[type[Recipe]]
+    """What the class trains; ``models.model_class`` makes a class for each recipe."""
+
     def __init__(self, config: TrainConfig | None = None, **settings: Any) -> None:
+        title, name = self.recipe.title, self.recipe.name
         if config is not None and not isinstance(config, TrainConfig):
             raise TypeError(
-                f"CycleGAN: config must be a TrainConfig, got {config!r}; images are passed to fit, and"
-                " CycleGAN.load loads a model"
+                f"{title}: config must be a TrainConfig, got {config!r}; images are passed to fit, and"
+                f" {title}.load loads a model"
             )
-        self.config = _with_settings(TrainConfig() if config is None else config, settings)
+        if config is not None and config.model.model != name:
+            raise UserError(
+                f"{title} trains --model {name}, but the configuration is that of --model"
+                f" {config.model.model}"
+            )
+        self.config = with_settings(default_config(name) if config is None else config, settings)
         require_possible_freeze(self.config)
         if config is None:
             self.config = with_architecture_of_files(self.config, settings)
@@ -185,11 +115,7 @@ class CycleGAN:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The four networks by name.
-
-        G_AB translates the model's domain A to B, G_BA translates B to A, and D_A and D_B are the
-        discriminators.
-        """
+        """The networks by name, in the recipe's order."""
         if self._nets is None:
             nets = self._with_initial_weights()
             self._origins = start_from_files(self.config, nets)
@@ -203,22 +129,6 @@ class CycleGAN:
             return networks_that_fit(self.config)
 
     @property
-    def G_AB(self) -> nn.Module:
-        return self.networks["G_AB"]
-
-    @property
-    def G_BA(self) -> nn.Module:
-        return self.networks["G_BA"]
-
-    @property
-    def D_A(self) -> nn.Module:
-        return self.networks["D_A"]
-
-    @property
-    def D_B(self) -> nn.Module:
-        return self.networks["D_B"]
-
-    @property
     def device(self) -> torch.device:
         return resolve_device(self.config.run)
 
@@ -230,11 +140,8 @@ class CycleGAN:
         return 0 if self._state is None else int(self._state["iteration"])
 
     def __repr__(self) -> str:
-        model = self.config.model
-        return (
-            f"CycleGAN(netG={model.netG}, ngf={model.ngf}, netD={model.netD}, ndf={model.ndf},"
-            f" iteration={self.iteration})"
-        )
+        shown = [f"{name}={getattr(self.config.model, name)}" for name in self.recipe.shown_settings]
+        return f"{self.recipe.title}({', '.join([*shown, f'iteration={self.iteration}'])})"
 
     # --- Training -------------------------------------------------------------------------------------------
 
@@ -258,15 +165,16 @@ class CycleGAN:
 
         The training images can be given as
 
-        - ``A``: a dataset folder with trainA and trainB;
+        - ``A``: a dataset folder (with trainA and trainB, or with train);
         - ``A`` and ``B``: one folder of images per domain;
         - ``A``: a loader of both domains that yields {"A": ..., "B": ...} or pairs of tensors;
         - ``A`` and ``B``: one loader per domain;
+        - ``A``: a folder or a loader of images, if the recipe trains on single images;
         - neither, to use the images named in the configuration.
 
-        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors, where C is ``input_nc`` or
-        ``output_nc``; files need networks with 3 channels or 1. Cropping and flipping are up to the caller.
-        ``iterations_per_epoch`` is required if they have no length.
+        Loaders must yield float tensors [N, C, H, W] in [-1, 1], or uint8 tensors, where C is what the
+        networks take (``input_nc`` or ``output_nc``); files need networks with 3 channels or 1. Cropping and
+        flipping are up to the caller. ``iterations_per_epoch`` is required if they have no length.
 
         If ``folder`` is given, the files that the command line would write are written there; by default,
         nothing is written. ``callbacks`` are called with the model and each record, and can end training
@@ -295,11 +203,7 @@ class CycleGAN:
         if self._is_fitting:
             raise UserError("fit: this model is being trained already, so a callback cannot train it")
         config = self._config_for(A, B, folder, settings)
-        loaders: Any = None
-        if A is not None and not _is_path(A):
-            loaders = (A, B)
-        if loaders is None and config.data.is_builtin:
-            raise UserError("fit: no images given: pass a dataset folder, one folder per domain, or loaders")
+        loaders = loaders_given(A, B, config)
         records: list[Record] = []
 
         def begin(trainer: Trainer) -> None:
@@ -341,19 +245,22 @@ class CycleGAN:
     ) -> TrainConfig:
         """Return the configuration for one call of ``fit``."""
         for name in settings:
-            if name in ("init_from", "init_from_B") or (_group_of(name) == "model" and name != "impl"):
+            if name in ("init_from", "init_from_B") or (
+                group_of(name, self.config) == "model" and name != "impl"
+            ):
                 raise UserError(
-                    f"fit: the networks already exist, so {name} cannot change; pass it to CycleGAN(...)"
+                    f"fit: the networks already exist, so {name} cannot change; pass it to"
+                    f" {self.recipe.title}(...)"
                 )
-        config = _with_settings(self.config, {**settings, **_ONE_START})
-        config = _with_settings(config, _data_settings(A, B))
+        images = images_given(A, B, self.config, settings)
+        config = with_settings(self.config, {**settings, **images, **_ONE_START})
         if folder is not None:
             folder = Path(folder)
             resumes = self._is_own(folder)
             if not resumes and folder.is_dir() and not is_free(folder):
                 raise UserError(
                     f"fit: {folder} already exists: choose another folder, or load the run in it with"
-                    " CycleGAN.load"
+                    f" {self.recipe.title}.load"
                 )
             epoch = self._epoch if resumes and self._trainer is None else "latest"
             start = {"name": folder.name, "checkpoints_dir": folder.parent, "continue_train": resumes}
@@ -402,11 +309,34 @@ class CycleGAN:
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
-        target = "B" if direction == self.config.data.direction else "A"
-        net, device = self.networks[make_recipe(self.config).generator(target)], self.device
+        of_model: Direction = "AtoB" if direction == self.config.data.direction else "BtoA"
+        net, device = self.networks[self.config.make_recipe().generator(of_model)], self.device
         precision = precision_for(net, device, self.config.run.precision)
         any_size = self.config.data.allow_decompression_bombs
         return translate_images(net, images, device, precision, batch_size, any_size)
+
+    @usual_modes()
+    def sample(self, count: int = 1, seed: int = 0) -> list[Image.Image]:
+        """Return ``count`` new images, made from random numbers that depend only on ``seed``.
+
+        Raises UserError if the recipe translates images instead, or if a network gives no numbers.
+        """
+        if type(count) is not int or count < 1:
+            raise UserError(f"sample: count must be an integer of at least 1, got {count!r}")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise UserError(f"sample: seed must be an integer of at least 0, below 2**63, got {seed!r}")
+
+        def run(name: str, x: Tensor) -> Tensor:
+            net = self.networks[name].to(self.device)
+            precision = precision_for(net, self.device, self.config.run.precision)
+            return engine_of(net, precision)(x.to(self.device))
+
+        with torch.no_grad():
+            noise = torch.Generator().manual_seed(seed)
+            images = self.config.make_recipe().generate(run, count, noise)
+        if not images.isfinite().all():
+            raise UserError(f"the networks of {self.recipe.title} give no numbers")
+        return [to_image(pixels) for pixels in to_pixels(images)]
 
     # --- Saving and loading ---------------------------------------------------------------------------------
 
@@ -442,8 +372,9 @@ class CycleGAN:
         problem = why_not_loadable(self.networks, self.config)
         if problem:
             warnings.warn(
-                f"{folder}: the networks were changed after they were created ({problem}), so CycleGAN.load"
-                " cannot load them from there: load the *_net_*.pth files into networks of your own",
+                f"{folder}: the networks were changed after they were created ({problem}), so"
+                f" {self.recipe.title}.load cannot load them from there: load the *_net_*.pth files into"
+                " networks of your own",
                 stacklevel=4,
             )
 
@@ -470,11 +401,11 @@ class CycleGAN:
         averages = {} if state is None else state.get("ema", {})
         nets = {name: to_cpu(net.state_dict()) for name, net in self.networks.items()}
         weights = {"iteration": self.iteration, "nets": nets, "ema": averages}
-        write_set(folder, "latest", weights, make_recipe(self.config).official_names)
+        write_set(folder, "latest", weights, self.config.make_recipe().official_names)
 
     @classmethod
     @usual_modes()
-    def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> CycleGAN:
+    def load(cls, folder: str | Path, epoch: str = "latest", **settings: Any) -> Self:
         """Load a model from a run's folder, a folder written by ``save``, or one with official files.
 
         The architecture of official ``*_net_*.pth`` files is inferred from their contents. If the folder has
@@ -490,15 +421,21 @@ class CycleGAN:
         if config is None and not saved_epochs(folder):
             raise UserError(f"{folder}: contains neither a run nor *_net_*.pth files")
         if config is None:
-            config = with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
+            config = default_config(cls.recipe.name)
+            config = with_changes(config, {"model": settings_of(folder, epoch)})
+        if config.model.model != cls.recipe.name:
+            raise UserError(
+                f"{folder} is a run of --model {config.model.model}, which {cls.recipe.title} cannot load:"
+                f' fastcyclegan.model_class("{config.model.model}") can'
+            )
         if not {"init_from", "init_from_B"}.isdisjoint(settings):
             raise UserError(
-                "CycleGAN.load: init_from starts a new model, so it does not apply to a loaded one"
+                f"{cls.recipe.title}.load: init_from starts a new model, so it does not apply to a loaded one"
             )
         model = cls(with_changes(config, {"run": _ONE_START}), **settings)
         model.folder, model._nets = folder, model._with_initial_weights()
-        recipe = make_recipe(model.config)
-        architecture = f"{config.model.netG} and {config.model.netD} of {folder}"
+        recipe = model.config.make_recipe()
+        architecture = f"{recipe.architecture} of {folder}"
         file = state_file(folder, epoch)
         if file is not None:
             model._state = read_state(file, None, Expected(model.config, recipe, model.networks))
@@ -510,8 +447,9 @@ class CycleGAN:
                 source, weights = file, model._state["nets"][name]
             else:
                 source = weights_file(folder, epoch, recipe.official_names[name])
-                networks = read_networks(source)
-                weights = choose(networks, source, generator=name in recipe.generators).weights
+                weights = read_weights(source, net, generator=name in recipe.generators)
             require_representable(weights, torch.float32, f"{source} ({name})")
             run_files.fit_weights(net, weights, f"{source} ({name})", architecture)
         return model
+
+    from_run = load

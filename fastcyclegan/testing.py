@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe, LossConfig, build_networks
 from fastcyclegan.settings.crop_size import CropSize, sides_of
+from fastcyclegan.settings.engine import EngineConfig
+from fastcyclegan.settings.networks import ModelConfig
+from fastcyclegan.settings.optim import OptimConfig
 
 # fp32 is allowed more, because the sums of a whole network are computed in another order. In 16 bits, sums
 # are kept in fp32, and 8 ulp would hide an error of 6 %.
@@ -166,13 +168,13 @@ def random_batch(
     size: CropSize,
     plan: Plan,
     iteration: int,
-    channels: tuple[int, int] = (3, 3),
+    channels: tuple[int, ...] = (3, 3),
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Return a batch of noise images for ``iteration`` of ``plan``.
 
-    ``size`` is the side of square images, or their height and width, in pixels. The same arguments always
-    return the same batch.
+    ``size`` is the side of square images, or their height and width, in pixels. ``channels`` has one entry
+    for each domain. The same arguments always return the same batch.
     """
     epoch, numbers = plan.batch(iteration)
     samples = [plan.sample(epoch, i) for i in numbers]
@@ -184,7 +186,8 @@ def random_batch(
         return images.to(dtype, memory_format=torch.channels_last)
 
     paths = [""] * len(samples)
-    return Batch(noise(channels[0]), noise(channels[1]), paths, paths, samples)
+    images = {side: noise(count) for side, count in zip("AB", channels, strict=False)}
+    return Batch(images, dict.fromkeys(images, paths), samples)
 
 
 def seeded_networks(

@@ -171,7 +171,7 @@ def test_invalid_states_are_rejected(change: Any, dataset: Path, tmp_path: Path)
         UserError,
         match=(
             r"state.pt: (not a training state that this version can resume"
-            r"|the networks in this file are not the four|iteration must be from 0 to .*, got -5)"
+            r"|the networks in this file are not those|iteration must be from 0 to .*, got -5)"
         ),
     ):
         CycleGAN.load(tmp_path)

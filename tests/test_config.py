@@ -12,8 +12,6 @@ import pytest
 
 from fastcyclegan import reference as ref
 from fastcyclegan.config import (
-    AUGMENTATIONS,
-    BUILTIN,
     DataConfig,
     LossConfig,
     ModelConfig,
@@ -25,6 +23,7 @@ from fastcyclegan.config import (
     with_changes,
 )
 from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.cyclegan import AUGMENTATIONS, CycleGANRecipe
 from tests.files.altered_values import NOT_JSON, PLAIN, altered, nested
 
 BAD: list[tuple[str, Callable[[], object]]] = [
@@ -42,6 +41,31 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("must be given together", lambda: DataConfig(data_A=Path("a"))),
     ("but not both", lambda: DataConfig(dataroot=Path("r"), data_A=Path("a"), data_B=Path("b"))),
     ("preprocess must be one of", lambda: DataConfig(preprocess="squash")),
+    (
+        "dataset_mode must be one of unaligned, aligned, single, got 'pairs'",
+        lambda: DataConfig(dataset_mode="pairs"),
+    ),
+    ("single images, but this run trains on the layout unaligned", lambda: DataConfig(data=Path("a"))),
+    (
+        "but only one of them",
+        lambda: DataConfig(data=Path("a"), dataroot=Path("b"), dataset_mode="single"),
+    ),
+    (
+        "--data_A and --data_B are two domains; for single images, give one --data FOLDER",
+        lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), dataset_mode="single"),
+    ),
+    (
+        "--direction BtoA swaps A and B, but single images have no B",
+        lambda: DataConfig(data=Path("a"), dataset_mode="single", direction="BtoA"),
+    ),
+    (
+        r"to --data; with --dataroot, the folders test \(or val\) are held out",
+        lambda: DataConfig(holdout=0.2),
+    ),
+    (
+        r"--model cycle_gan cannot train on images in the layout single \(one folder: --data\); it needs",
+        lambda: TrainConfig(DataConfig(data=Path("a"), dataset_mode="single")),
+    ),
     (r"holdout must be in \[0, 1\)", lambda: DataConfig(data_A=Path("a"), data_B=Path("b"), holdout=1.0)),
     ("batch_size must be at least 1, got 0", lambda: DataConfig(batch_size=0)),
     ("netG must be resnet_9blocks", lambda: ModelConfig(netG="resnet_ninblocks")),
@@ -288,6 +312,6 @@ def test_many_altered_configurations_are_refused_or_legal() -> None:
 
 
 def test_builtin_preset_is_a_valid_configuration() -> None:
-    config = with_changes(TrainConfig(), BUILTIN)
+    config = with_changes(TrainConfig(), CycleGANRecipe.builtin)
     assert config.data.is_builtin
     assert not DataConfig(dataroot=Path("x")).is_builtin

@@ -4,5 +4,5 @@ Code that reads checkpoint formats, recognises architectures by their keys, or d
 Code that decides when a run saves, what its training state contains, and how it resumes belongs in
 ``training/``.
 
-Uses ``nn``, ``recipes``, ``config``, ``tensor_files`` and ``files``.
+Uses ``kernels``, ``nn``, ``recipes``, ``config``, ``settings``, ``tensor_files`` and ``files``.
 """

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
 from fastcyclegan.checkpoints.find_networks import Network, entries_of, find_networks
+from fastcyclegan.checkpoints.loading import own_network
 from fastcyclegan.errors import UserError
 from fastcyclegan.files.harmless import DType, Fields, NumpyType
 from fastcyclegan.tensor_files import load_tensors, shortened
@@ -63,7 +64,12 @@ def _describe_file(file: Path) -> Iterator[str]:
     try:
         networks = find_networks(contents)
     except UnknownArchitectureError as error:
-        raise UserError(f"{file}: {error}") from None
+        own = own_network(file)
+        if own is None:
+            raise UserError(f"{file}: {error}") from None
+        yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
+        yield f"  {_described(own.net.state_dict(), str(own))}"
+        return
     yield f"{file}: {file.stat().st_size / 1e6:,.1f} MB"
     for network in networks[:MAX_SHOWN]:
         yield from _describe_network(network)
@@ -81,19 +87,23 @@ def _describe_file(file: Path) -> Iterator[str]:
 
 
 def _describe_network(network: Network) -> Iterator[str]:
-    tensors = network.weights.values()
-    dtypes: set[str] = set()
-    count = 0
-    for tensor in tensors:
-        count += tensor.numel()
-        if tensor.is_floating_point():
-            dtypes.add(str(tensor.dtype).removeprefix("torch."))
-    line = f"{network.architecture}: {len(tensors)} tensors, {count:,} values, {' and '.join(sorted(dtypes))}"
+    line = _described(network.weights, str(network.architecture))
     if network.place:
         line = f"{shortened(network.place)}: {line}"
     yield f"  {line}"
     for note in network.architecture.notes:
         yield f"    {note}"
+
+
+def _described(weights: Mapping[str, Tensor], architecture: str) -> str:
+    """Return a line about ``weights``: what they are the weights of, how many there are, and their types."""
+    dtypes: set[str] = set()
+    count = 0
+    for tensor in weights.values():
+        count += tensor.numel()
+        if tensor.is_floating_point():
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+    return f"{architecture}: {len(weights)} tensors, {count:,} values, {' and '.join(sorted(dtypes))}"
 
 
 def _belongs_to_network(key: str, value: Any, networks: list[Network]) -> bool:

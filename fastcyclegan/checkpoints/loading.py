@@ -6,23 +6,34 @@ runs, or from ``save_pretrained``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, listed, of_arguments
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
-from fastcyclegan.checkpoints.run_files import LOCK, read_config, saved_epochs, weights_file
+from fastcyclegan.checkpoints.run_files import (
+    LOCK,
+    fit_weights,
+    is_weights_file,
+    network_of,
+    read_config,
+    saved_epochs,
+    weights_file,
+)
 from fastcyclegan.checkpoints.weight_sets import require_whole
-from fastcyclegan.config import Direction, TrainConfig
+from fastcyclegan.config import Direction, TrainConfig, default_config
 from fastcyclegan.errors import UserError
+from fastcyclegan.kernels.dispatch import check_impl
 from fastcyclegan.nn.finite import require_representable
+from fastcyclegan.nn.networks import is_ours
 from fastcyclegan.nn.pretrained import WEIGHTS_FILE
 from fastcyclegan.nn.torch_defaults import require_device, require_dtype, usual_modes
-from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 
@@ -42,7 +53,11 @@ def read_networks(file: Path) -> list[Network]:
                 return [Network("", recorded, dict(contents))]
         return find_networks(contents)
     except UnknownArchitectureError as error:
-        raise UserError(f"{file}: {error}") from None
+        raise UnknownFileError(f"{file}: {error}") from None
+
+
+class UnknownFileError(UserError):
+    """A file that contains no known network."""
 
 
 def choose(networks: Sequence[Network], file: Path, generator: bool, key: str | None = None) -> Network:
@@ -125,10 +140,10 @@ def _generator_for(direction: Direction | None, config: TrainConfig | None) -> s
     If ``direction`` is None, the direction in which the run was trained is used.
     """
     if config is None:
-        config = TrainConfig()
-    target = "B" if direction in (None, config.data.direction) else "A"
-    recipe = make_recipe(config)
-    return recipe.official_names[recipe.generator(target)]
+        config = default_config()
+    recipe = config.make_recipe()
+    of_model: Direction = "AtoB" if direction in (None, config.data.direction) else "BtoA"
+    return recipe.official_names[recipe.generator(of_model)]
 
 
 @usual_modes()
@@ -160,12 +175,94 @@ def load_generator(
     if direction not in (None, "AtoB", "BtoA"):
         raise ValueError(f"load_generator: direction must be AtoB or BtoA, got {direction!r}")
     file = find_weights(Path(source), direction, epoch, ema)
-    network = choose(read_networks(file), file, generator=True, key=key)
+    own = _own_generator(file, impl, dtype) if Path(source).is_dir() else None
+    if own is not None:
+        return own.to(place).eval()
+    return _recognised(file, impl, dtype, key).to(place).eval()
+
+
+def read_weights(file: Path, net: nn.Module, *, generator: bool = True) -> Mapping[str, Tensor]:
+    """Return the weights in ``file`` that are meant for ``net``, a network of a recipe.
+
+    An official network (a ``generator`` or a discriminator) is found in the file, whatever version of the
+    code wrote it. For any other network, the file must be its state_dict. Raises UserError if it is not.
+    """
+    if is_ours(net):
+        return choose(read_networks(file), file, generator=generator).weights
+    weights = load_tensors(file)
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{file}: not the weights of a network")
+    return weights
+
+
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network of a run, as its recipe builds it. ``settings`` are those of the recipe's networks."""
+
+    name: str
+    recipe: Recipe
+    net: nn.Module
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.name} of the recipe {self.recipe.name}"
+
+    @property
+    def is_generator(self) -> bool:
+        return self.name in self.recipe.generators
+
+
+def own_network(file: Path, impl: str = "auto") -> OwnNetwork | None:
+    """Return the network in a weights file of a run, as its recipe builds it, on the CPU.
+
+    Returns None if the file is not in the folder of a run, and for the official networks, which are
+    recognised by their weights. Raises UserError if the weights do not fit.
+    """
+    config = read_config(file.parent) if is_weights_file(file) else None
+    if config is None:
+        return None
+    recipe = config.make_recipe()
+    name = network_of(file, recipe)
+    if name is None:
+        return None
+    with torch.device("meta"):  # initial weights would be overwritten, so do not compute them
+        net = recipe.build_networks()[name]
+    if is_ours(net):
+        return None
+    net.to_empty(device="cpu")
+    fit_weights(net, read_weights(file, net), file, f"{recipe.architecture} of the run")
+    recipe.set_size_multiples({name: net})
+    check_impl(impl)
+    settings = {setting.name: getattr(config.model, setting.name) for setting in fields(config.model)}
+    return OwnNetwork(name, recipe, net, settings)
+
+
+def _own_generator(file: Path, impl: str, dtype: torch.dtype) -> nn.Module | None:
+    """Return the generator that ``own_network`` finds in ``file``, in ``dtype``, or None."""
+    own = own_network(file, impl)
+    if own is None:
+        return None
+    if not own.is_generator:
+        raise UserError(f"{file}: expected a generator, got {own}")
+    require_representable(own.net.state_dict(), dtype, file)
+    return own.net.to(dtype)
+
+
+def _recognised(file: Path, impl: str, dtype: torch.dtype, key: str | None) -> nn.Module:
+    """Return the generator in ``file``, recognised by its weights, on the CPU in ``dtype``."""
+    try:
+        networks = read_networks(file)
+    except UnknownFileError:
+        own = _own_generator(file, impl, dtype) if key is None else None
+        if own is None:
+            raise
+        return own
+    network = choose(networks, file, generator=True, key=key)
     require_representable(network.weights, dtype, file)
     with torch.device("meta"):  # initial weights would be overwritten, so do not compute them
         net = network.architecture.build(impl).to(dtype)
     net.to_empty(device="cpu").load_state_dict(network.weights)
-    return net.to(place).eval()
+    return net
 
 
 def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
@@ -175,9 +272,8 @@ def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
     trained with fastcyclegan.
     """
     settings: dict[str, Any] = {}
-    recipe = make_recipe(TrainConfig())
-    others = [name for name in recipe.networks if name not in recipe.generators]
-    for name in (others[0], recipe.generators[0]):
+    recipe = default_config().make_recipe()
+    for name in (recipe.discriminators[0], recipe.generators[0]):
         file = weights_file(folder, epoch, recipe.official_names[name])
         if not file.exists():
             continue

@@ -1,7 +1,7 @@
 """Name, read and write the files of a run: its configuration, and its weights in the official format.
 
-Weights files are named as in the official code. A recipe provides the names: G_A translates A to B, and D_A
-judges images of domain B.
+Weights files are named as in the official code. A recipe provides the names; those of CycleGAN are G_A, which
+translates A to B, G_B, D_A, which judges images of domain B, and D_B.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastcyclegan.config import TrainConfig, from_dict, to_dict
 from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.files.json_file import read_json
+from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.tensor_files import load_tensors, save_tensors, shortened, write_atomically
 
 CONFIG = "config.json"
@@ -28,8 +29,34 @@ LOCK = ".lock"
 """The file that a process locks while it writes to the folder of a run."""
 
 
+_OFFICIAL_GENERATORS = ("G", "G_A", "G_B")
+
+
+def _generators_of(run: Path) -> list[str]:
+    """Return the official names of the generators of ``run``, or [] if its configuration does not tell."""
+    with contextlib.suppress(UserError, OSError):
+        config = read_config(run)
+        if config is not None:
+            recipe = config.make_recipe()
+            return [recipe.official_names[name] for name in recipe.generators]
+    return []
+
+
+def is_weights_file(file: Path) -> bool:
+    """Return whether ``file`` has the name of a weights file of a run."""
+    return re.fullmatch(r"\w+_net_\w+\.pth", file.name) is not None
+
+
+def network_of(file: Path, recipe: Recipe) -> str | None:
+    """Return which network of ``recipe`` the weights file of a run is named after, or None if it is none."""
+    for name, official in recipe.official_names.items():
+        if re.fullmatch(rf"\w+?_net_{re.escape(official)}(_ema)?\.pth", file.name):
+            return name
+    return None
+
+
 def weights_file(run: Path, epoch: str, official_name: str, *, ema: bool = False) -> Path:
-    """Return the path of a network's weights file: ``{epoch}_net_{G_A,G_B,D_A,D_B}.pth``.
+    """Return the path of a network's weights file, such as ``latest_net_G_A.pth``.
 
     With ``ema``, the path is that of the running average of the network's weights.
     """
@@ -133,9 +160,10 @@ def saved_epochs(run: Path) -> list[str]:
     """Return the epoch labels (latest, 5, iter_1000 ...) for which ``run`` contains generator weights."""
     numbers: set[str] = set()
     names: set[str] = set()
-    for file in run.glob("*_net_G*.pth"):
-        match = re.fullmatch(r"(\w+)_net_G(?:_[AB])?\.pth", file.name)
-        if match is None:
+    generators = {*_OFFICIAL_GENERATORS, *_generators_of(run)}
+    for file in run.glob("*_net_*.pth"):
+        match = re.fullmatch(r"(\w+?)_net_(\w+)\.pth", file.name)
+        if match is None or match[2] not in generators:
             continue
         label = match[1]
         if label.isdigit():

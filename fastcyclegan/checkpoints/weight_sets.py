@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints.run_files import save_weights, saved_epochs, weights_file
-from fastcyclegan.config import is_folder_name
 from fastcyclegan.errors import UserError, system_reason
 from fastcyclegan.files.json_file import read_json
 from fastcyclegan.files.schema import MisfitError, entries, record, whole
+from fastcyclegan.settings.checks import is_folder_name
 from fastcyclegan.tensor_files import checksum, write_atomically
 
 SETS = "weights.json"

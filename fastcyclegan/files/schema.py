@@ -30,6 +30,10 @@ class MisfitError(ValueError):
         return MisfitError(f"{outer}.{self.place}" if self.place else outer, self.problem)
 
 
+def unchecked(value: Any, place: str) -> None:
+    """Accept any value, for example one that is checked elsewhere."""
+
+
 def described(value: Any) -> str:
     """Return a short text for ``value``, whatever it is: numbers and short texts as they are."""
     if isinstance(value, int) and value.bit_length() > 64:

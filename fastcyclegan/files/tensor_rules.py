@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastcyclegan.files.schema import MisfitError, Rule, described
+from fastcyclegan.files.schema import (
+    MisfitError,
+    Rule,
+    described,
+    flag,
+    joined,
+    list_of,
+    nothing_or,
+    number,
+    record,
+    text,
+    whole,
+)
 
 
 def plain_tensor(value: Any, place: str) -> Tensor:
@@ -65,3 +78,46 @@ def _listed(shape: tuple[int, ...]) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def like(example: Any) -> Rule:
+    """Return a rule for values of the same form as ``example``, which consists of plain values and tensors.
+
+    A tensor must have the shape and the dtype of the example's, a dict its keys and a list its length. In
+    place of None, any number, text or tensor can be.
+    """
+    if isinstance(example, Tensor):
+        return tensor(tuple(example.shape), example.dtype)
+    if isinstance(example, bool):
+        return flag
+    if isinstance(example, int):
+        return whole(-(2**63), 2**63 - 1)
+    if isinstance(example, float):
+        return number()
+    if isinstance(example, str):
+        return text()
+    if isinstance(example, Mapping):
+        return record({key: like(value) for key, value in example.items()})
+    if isinstance(example, (list, tuple)):
+        return _each_like(example)
+    return nothing_or(_plain)
+
+
+def _each_like(examples: Sequence[Any]) -> Rule:
+    rules = [like(example) for example in examples]
+
+    def check(value: Any, place: str) -> None:
+        list_of(lambda entry, at: None, len(rules))(value, place)
+        for n, (rule, entry) in enumerate(zip(rules, value, strict=True)):
+            rule(entry, joined(place, n))
+
+    return check
+
+
+def _plain(value: Any, place: str) -> None:
+    if isinstance(value, Tensor):
+        require_range(plain_tensor(value, place), place)
+    elif isinstance(value, float):
+        number()(value, place)
+    elif not isinstance(value, (bool, int, str)):
+        raise MisfitError(place, f"must be a plain value or a tensor, got {described(value)}")

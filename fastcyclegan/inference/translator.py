@@ -50,8 +50,11 @@ def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1
 
 
 def input_channels(net: nn.Module) -> int:
-    """Return how many channels the first convolution of ``net`` takes."""
-    return next(p for p in net.parameters() if p.dim() == 4).shape[1]
+    """Return how many channels the first convolution of ``net`` takes. Raises UserError if it has none."""
+    weight = next((p for p in net.parameters() if p.dim() == 4), None)
+    if weight is None:
+        raise UserError(f"{type(net).__name__} cannot translate images: it has no convolutions")
+    return weight.shape[1]
 
 
 def _channels(count: int) -> str:
@@ -69,7 +72,7 @@ def require_file_channels(net: nn.Module, returned: int | None = None) -> None:
     if not {taken, returned} <= set(FILE_CHANNELS):
         raise UserError(
             f"the network translates images of {_channels(taken)} to {returned}, but images from files have 3"
-            f" (colour) or 1 (gray): pass float tensors [{taken}, H, W] to CycleGAN.translate"
+            f" (colour) or 1 (gray): pass float tensors [{taken}, H, W] to translate in Python"
         )
 
 

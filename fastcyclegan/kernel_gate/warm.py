@@ -20,7 +20,6 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.kernels._launch import Chip
 from fastcyclegan.kernels._tune import SECONDS_PER_MEASUREMENT
 from fastcyclegan.kernels.dispatch import as_on_gpu
-from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.testing import random_batch
 
 
@@ -56,13 +55,13 @@ def warm(
     a line about each stage, and ``progress`` is called after each kernel. Raises UserError if the networks of
     ``config`` use no kernels.
     """
-    started, model, precision = time.monotonic(), config.model, _precision(config)
+    started, recipe, precision = time.monotonic(), config.make_recipe(), _precision(config)
     height, width = config.data.crop
     batch = f"batch {config.data.batch_size}, {width}x{height}, {precision}"
-    networks = f"{model.netG} and {model.netD}, {batch}"
+    networks = f"{recipe.architecture}, {batch}"
     needed = jobs_of(lambda: _run(config, precision), chip)
     if not needed.jobs:
-        setup = f"{networks}, norm {model.norm}, impl {model.impl}"
+        setup = f"{networks}, impl {config.model.impl}"
         raise UserError(f"--warm: there are no kernels to compile: PyTorch computes {setup}")
     summary = f"{networks}: {len(needed.jobs)} kernels for sm_{chip.capability}"
     with compile_ahead.exclusive():
@@ -110,17 +109,15 @@ def timings(choices: dict[str, int]) -> str:
 
 def _run(config: TrainConfig, precision: str) -> None:
     """Run a training iteration of ``config`` and a translation in each direction. Call this in a dry run."""
-    model, size = config.model, config.data.crop
+    size, recipe, cpu = config.data.crop, config.make_recipe(), torch.device("cpu")
     with as_on_gpu():
-        recipe, cpu = make_recipe(config), torch.device("cpu")
-        nets = recipe.build_networks(model)
+        nets = recipe.build_networks()
         options = dataclasses.replace(config.engine, graph="off")
         engine = Engine(recipe, nets, config.optim, cpu, precision, options=options)
-    sides = (model.input_nc, model.output_nc)
-    plan = Plan(0, 10**6, 10**6, config.data.batch_size, augment=bool(config.loss.augmentations))
-    engine.dry_step(random_batch(size, plan, 0, sides))
-    for target, channels in zip(("B", "A"), sides, strict=True):
-        name = recipe.generator(target)
-        image = torch.zeros(1, channels, *size, dtype=torch.float32)
+    channels = dict(zip(config.data.sides, recipe.requirements.channels, strict=False))
+    plan = Plan(0, 10**6, 10**6, config.data.batch_size, numbers=recipe.numbers_per_sample)
+    engine.dry_step(random_batch(size, plan, 0, tuple(channels.values())))
+    for direction, name in recipe.directions.items():
+        image = torch.zeros(1, channels[direction[0]], *size, dtype=torch.float32)
         image = image.to(memory_format=torch.channels_last)
         dry_translation(engine.nets[name], image, engine.choices.dtype)

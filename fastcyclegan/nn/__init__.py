@@ -3,5 +3,5 @@
 This package contains layers, network architectures, checks on layers, and the format of networks on the hub.
 Losses, training and all other weight files are handled elsewhere.
 
-Uses ``reference``, ``kernels``, ``config``, ``tensor_files`` and ``files``.
+Uses ``reference``, ``kernels``, ``settings``, ``tensor_files`` and ``files``.
 """

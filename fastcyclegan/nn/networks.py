@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan import reference
-from fastcyclegan.config import ModelConfig
 from fastcyclegan.kernels.dispatch import check_impl, resolve_impl
 from fastcyclegan.nn.chains import Chain, ResidualBlock, UnetBlock
 from fastcyclegan.nn.fast_method import Fast
@@ -22,6 +21,7 @@ from fastcyclegan.nn.layer_checks import require_images
 from fastcyclegan.nn.layers import FloatTanh
 from fastcyclegan.nn.pretrained import Pretrained
 from fastcyclegan.reference import Norm
+from fastcyclegan.settings.networks import ModelConfig
 
 Impl = Literal["auto", "cpp", "triton", "reference"]
 

@@ -43,12 +43,11 @@ RENAMED = {
 }
 """Names that flags had in 2017 and 2018, and their present names."""
 ACCEPTED = (
-    f"the old names --{', --'.join(RENAMED)} and --no_lsgan; --load_iter N for --epoch iter_N;"
+    f"the old names --{', --'.join(RENAMED)}, --no_lsgan and --align_data; --load_iter N for --epoch iter_N;"
     " --suffix, which is appended to --name; and without effect"
     f" --{', --'.join((*_OF_VIEWERS, *_SWITCHES_WITHOUT_EFFECT))} and --phase train."
 )
 """What ``translated`` accepts, for the help."""
-_ONLY = {"model": "cycle_gan", "dataset_mode": "unaligned"}
 
 
 def spelled(arg: str) -> str:
@@ -95,7 +94,7 @@ def translated(args: Sequence[str]) -> OfficialFlags:
         elif name == "no_lsgan" and "=" not in arg:
             _change(result, arg, "gan_mode", "vanilla", given)
         elif name == "align_data":
-            raise UserError(f"{arg}: only unaligned images are supported, one folder for each domain")
+            _change(result, arg, "dataset_mode", "aligned", given)
         elif name in _WITH_VALUE:
             flag, equals, value = arg.partition("=")
             if not equals:
@@ -127,21 +126,22 @@ def _translate(result: OfficialFlags, flag: str, value: str, given: set[str]) ->
     elif name == "max_dataset_size" and value.lower() in ("inf", "infinity"):
         result.args.append(f"--{name}=None")
     else:
-        if name in _ONLY and value != _ONLY[name]:
-            raise UserError(f"{flag} {value}: only {_ONLY[name]} is supported, training on unpaired images")
         result.args.append(f"{flag}={value}")
 
 
 _WITH_VALUE = {
     *_OF_VIEWERS,
     *RENAMED,
-    *_ONLY,
     "suffix",
     "phase",
     "load_iter",
     "lr_policy",
     "max_dataset_size",
 }
+
+
+RESERVED = frozenset({*_WITH_VALUE, *_SWITCHES_WITHOUT_EFFECT, "no_lsgan", "align_data"})
+"""Flags that stand for others, so no recipe can have a flag of that name."""
 
 
 def _change(result: OfficialFlags, flag: str, name: str, value: str, given: set[str]) -> None:

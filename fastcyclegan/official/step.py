@@ -205,7 +205,7 @@ class Step:
             samples.append(Sample(0, 0, view, view, draw_A, draw_B, 0.0, 0.0))
         a = a.contiguous(memory_format=torch.channels_last)
         b = b.contiguous(memory_format=torch.channels_last)
-        losses = self.engine.step(Batch(a, b, [""] * len(samples), [""] * len(samples), samples), lr)
+        losses = self.engine.step(Batch.of(a, b, [""] * len(samples), [""] * len(samples), samples), lr)
         self.losses = {}
         for name, loss in zip(self.recipe.loss_names, losses.unbind(), strict=True):
             self.losses[LOSSES[name]] = loss

@@ -14,6 +14,11 @@ from torch import Tensor
 from fastcyclegan.recipes.recipe import Compile, uncompiled
 
 
+def widened(x: Tensor) -> Tensor:
+    """Return ``x`` in fp32 if it has 16 bits, in which no loss should be computed, otherwise as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     """Stack k tensors [N, ...] into one [k, N, ...], or return None if their shapes differ.
 
@@ -22,9 +27,7 @@ def _stacked(xs: Sequence[Tensor]) -> Tensor | None:
     if any(x.shape != xs[0].shape for x in xs[1:]):
         return None
     together = torch.cat(list(xs))  # stack would not keep channels_last
-    if together.dtype in (torch.bfloat16, torch.float16):
-        together = together.float()
-    return together.unflatten(0, (len(xs), -1))
+    return widened(together).unflatten(0, (len(xs), -1))
 
 
 def gan_losses(judged: Sequence[Tensor], real: Tensor, mode: str) -> Tensor:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastcyclegan.data.equal_sizes import largest_sides
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import disk_of
+from fastcyclegan.recipes.recipe import Recipe, RecipeError, Shape
 from fastcyclegan.training.event_image import most_bytes, most_images
 from fastcyclegan.training.run import Run
 from fastcyclegan.training.run_report import EVENTS, SAMPLE_ROWS, SAMPLES
@@ -27,8 +27,6 @@ _LABEL_WIDTH, _LABEL_HEIGHT, _MARGIN = 48, 18, 4
 _PER_LINE, _PER_LOSS = 200, 56
 # The start of the page and the curves, and a grid's entry on the page.
 _PER_PAGE, _PER_ENTRY = 128 * 1024, 150
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,17 @@ def _saved(tensors: Iterable[Tensor]) -> int:
 def weights_bytes(run: Run) -> int:
     """Return the bytes of one set of weights, including running averages if the run has them."""
     nets, total = run.engine.nets, 0
-    averaged = run.engine.recipe.generators if run.config.optim.ema > 0 else ()
+    averaged = run.engine.recipe.averaged if run.config.optim.ema > 0 else ()
     for name in (*nets, *averaged):
         total += _saved(nets[name].state_dict().values()) + _PER_FILE
     return total
 
 
-def state_bytes(run: Run, shapes: tuple[Shape, Shape] | None) -> int:
-    """Return the bytes of a training state: weights, Adam's moments and pools of images of ``shapes``.
+def state_bytes(run: Run, shapes: Mapping[str, Shape] | None) -> int:
+    """Return the bytes of a training state: weights, Adam's moments and what the recipe carries.
 
-    If ``shapes`` is None, the pools are not included.
+    ``shapes`` are those of the images of each domain. If they are None, what the recipe carries is not
+    included.
     """
     total = weights_bytes(run) + _PER_STATE
     for net in run.engine.nets.values():
@@ -93,46 +92,64 @@ def state_bytes(run: Run, shapes: tuple[Shape, Shape] | None) -> int:
         # Adam keeps two moments and a counter for each parameter.
         total += 2 * _saved(parameters) + _saved(torch.zeros((), dtype=torch.float32) for _ in parameters)
     if shapes is not None:
-        total += sum(4 * math.prod(shape) for shape in shapes) * run.config.loss.pool_size
+        total += run.engine.recipe.state_bytes(shapes)
     return total
 
 
-def _shapes(run: Run) -> tuple[Shape, Shape] | None:
-    """Return the shapes [C, H, W] of the images of both domains, or None if images differ in size."""
+def _shapes(run: Run) -> dict[str, Shape] | None:
+    """Return the shape [C, H, W] of the images of each domain, or None if images differ in size."""
     if isinstance(run.loader, TensorLoader):
-        shapes = [(image.shape[1], image.shape[2], image.shape[3]) for image in run.loader.first]
-        return shapes[0], shapes[1]
-    size_A, size_B = run.loader.a.size, run.loader.b.size
-    if size_A is None or size_B is None:
-        return None
-    model = run.config.model
-    return (model.input_nc, size_A[1], size_A[0]), (model.output_nc, size_B[1], size_B[0])
+        first = run.loader.first.items()
+        return {side: (image.shape[1], image.shape[2], image.shape[3]) for side, image in first}
+    shapes = {}
+    for side, source in run.loader.sources.items():
+        if source.size is None:
+            return None
+        shapes[side] = (source.fit.channels, source.size[1], source.size[0])
+    return shapes
 
 
-def _shown(run: Run, shapes: tuple[Shape, Shape]) -> tuple[Shape, Shape]:
-    """Return the shapes [C, H, W] of the largest images in sample grids.
+def _shown(run: Run, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shape [C, H, W] of the largest images of each domain in sample grids.
 
     ``shapes`` are those of the training images. Held-out ones can be larger if they are not cropped.
     """
     images = run.images
     if images is None or isinstance(run.loader, TensorLoader):
-        return shapes
-    a, b = run.loader.a, run.loader.b
-    width_A, height_A = largest_sides([*a.paths, *images.test_A], images.checked, a.fit)
-    width_B, height_B = largest_sides([*b.paths, *images.test_B], images.checked, b.fit)
-    return (shapes[0][0], height_A, width_A), (shapes[1][0], height_B, width_B)
+        return dict(shapes)
+    held_out, largest = {"A": images.test_A, "B": images.test_B}, {}
+    for side, source in run.loader.sources.items():
+        width, height = source.largest_sides(held_out[side])
+        largest[side] = (shapes[side][0], height, width)
+    return largest
 
 
-def _grid_size(run: Run, shapes: tuple[Shape, Shape]) -> tuple[int, int]:
+def _grid_size(run: Run, shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Return the largest width and height of a sample grid, in pixels.
 
     A PNG needs at most three bytes per pixel, if the images are noise.
     """
     pixel = torch.zeros(1, 1, 1, 1, dtype=torch.float32)
-    columns = len(run.engine.recipe.samples(lambda name, image: image, pixel, pixel))
-    height, width = (max(sides) for sides in list(zip(*shapes, strict=True))[1:])
+    columns = _columns(run.engine.recipe, dict.fromkeys(shapes, pixel))
+    height, width = (max(sides) for sides in list(zip(*shapes.values(), strict=True))[1:])
     width = max(width, _LABEL_WIDTH)
     return columns * (width + _MARGIN) + _MARGIN, _LABEL_HEIGHT + SAMPLE_ROWS * (height + _MARGIN) + _MARGIN
+
+
+def _columns(recipe: Recipe, images: dict[str, Tensor]) -> int:
+    """Return the number of images in a row of a sample grid. Raises RecipeError if there can be none."""
+
+    def untranslated(name: str, image: Tensor) -> Tensor:
+        if name not in recipe.networks:
+            raise RecipeError(
+                f"the recipe {recipe.name}: samples calls {name}, which is not one of its networks"
+            )
+        return image
+
+    row = recipe.samples(untranslated, images)
+    if not isinstance(row, dict) or not row or not all(isinstance(image, Tensor) for image in row.values()):
+        raise RecipeError(f"the recipe {recipe.name}: samples must return images [1, C, H, W] by name")
+    return len(row)
 
 
 def _copies(run: Run) -> tuple[int, bool]:

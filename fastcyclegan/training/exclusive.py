@@ -6,28 +6,32 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fastcyclegan.config import TrainConfig, with_changes
+from fastcyclegan.config import Layout, TrainConfig, with_changes
 from fastcyclegan.errors import UserError
+from fastcyclegan.recipes.recipe import Recipe
 
-# Each setting, and those that cannot, or need not, stay beside it.
+# Each setting of all runs, and those that cannot, or need not, stay beside it.
 _REPLACES = {
-    "dataroot": ("data_A", "data_B", "holdout"),
-    "data_A": ("dataroot",),
-    "data_B": ("dataroot",),
+    "dataroot": ("data_A", "data_B", "data", "holdout"),
+    "data_A": ("dataroot", "data"),
+    "data_B": ("dataroot", "data"),
+    "data": ("dataroot", "data_A", "data_B", "direction"),
     "device": ("gpu_ids",),
     "gpu_ids": ("device",),
-    "use_dropout": ("no_dropout",),
-    "no_dropout": ("use_dropout",),
-    "gan_mode": ("lambda_gp",),
 }
 
 
-def _replaced_by(name: str, given: Mapping[str, Any]) -> tuple[str, ...]:
-    others = _REPLACES.get(name, ())
-    if name == "gan_mode" and given[name] == "wgangp":
-        return ()
+def _replaced_by(name: str, given: Mapping[str, Any], recipe: type[Recipe]) -> tuple[str, ...]:
+    """Return the settings of a run of ``recipe`` that the setting ``name`` replaces."""
+
+    def excluded(name: str) -> tuple[str, ...]:
+        value = given[name]
+        own = (*recipe.Model.excluded_by(name, value), *recipe.Loss.excluded_by(name, value))
+        return (*_REPLACES.get(name, ()), *own)
+
+    others = excluded(name)
     # If both are given, they contradict each other, and the check of the whole configuration says so.
-    if any(name in _REPLACES.get(other, ()) for other in others if other in given):
+    if any(name in excluded(other) for other in others if other in given):
         return ()
     return tuple(other for other in others if other not in given)
 
@@ -50,10 +54,26 @@ def without_replaced(saved: TrainConfig, given: Mapping[str, Any]) -> TrainConfi
     counts as not given.
     """
     given = {name: value for name, value in given.items() if not _is_none(value)}
-    replaced = {other for name in given for other in _replaced_by(name, given)}
+    replaced = {other for name in given for other in _replaced_by(name, given, saved.recipe)}
     changes: dict[str, dict[str, Any]] = {}
     for group in dataclasses.fields(saved):
         for setting in dataclasses.fields(getattr(saved, group.name)):
             if setting.name in replaced:
                 changes.setdefault(group.name, {})[setting.name] = setting.default
+    layout = _layout(saved, given)
+    if layout != saved.data.dataset_mode:
+        changes.setdefault("data", {})["dataset_mode"] = layout
     return with_changes(saved, changes)
+
+
+def _layout(saved: TrainConfig, given: Mapping[str, Any]) -> Layout:
+    """Return the layout of the images that the folders in ``given`` imply, if it is not given itself."""
+    layouts = saved.recipe.layouts
+    if "dataset_mode" in given:
+        return saved.data.dataset_mode
+    if "data" in given and "single" in layouts:
+        return "single"
+    is_single = saved.data.dataset_mode == "single"
+    if is_single and "data_A" in given:
+        return next((layout for layout in layouts if layout != "single"), "single")
+    return saved.data.dataset_mode

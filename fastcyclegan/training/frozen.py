@@ -5,23 +5,20 @@ from __future__ import annotations
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.recipe import Recipe
-from fastcyclegan.recipes.registry import make_recipe
-
-
-def _discriminators(recipe: Recipe) -> list[str]:
-    return [name for name in recipe.networks if name not in recipe.generators]
 
 
 def require_possible_freeze(config: TrainConfig) -> None:
     """Raise UserError if ``config`` freezes what does not exist, or leaves nothing to train."""
-    recipe, frozen, warmup = make_recipe(config), config.finetune.frozen, config.finetune.warmup_D
+    recipe, frozen, warmup = config.make_recipe(), config.finetune.frozen, config.finetune.warmup_D
     for name in frozen:
         if name not in recipe.networks:
             names = ", ".join(recipe.networks)
             raise UserError(f"--freeze: there is no network {name!r}; the networks are {names}")
     if not set(recipe.networks) - set(frozen):
         raise UserError("--freeze: all networks are frozen, so there is nothing to train")
-    if warmup and not set(_discriminators(recipe)) - set(frozen):
+    if warmup and not recipe.discriminators:
+        raise UserError(f"--warmup_D trains only the discriminators, but {recipe.title} has none")
+    if warmup and not set(recipe.discriminators) - set(frozen):
         raise UserError(
             f"--warmup_D {warmup} trains only the discriminators, but --freeze freezes all of them"
         )
@@ -52,7 +49,7 @@ def describe_frozen(config: TrainConfig, recipe: Recipe) -> dict[str, str]:
         names = [name for name in recipe.networks if name in config.finetune.frozen]
         rows["frozen"] = f"{', '.join(names)} (--freeze)"
     if warmup:
-        names = [name for name in _discriminators(recipe) if name not in config.finetune.frozen]
+        names = [name for name in recipe.discriminators if name not in config.finetune.frozen]
         train = "train" if len(names) > 1 else "trains"
         first = "first iteration" if warmup == 1 else f"first {warmup:,} iterations"
         rows["warm-up"] = f"only {' and '.join(names)} {train} in the {first} (--warmup_D)"

@@ -10,7 +10,6 @@ from torch import nn
 from fastcyclegan.checkpoints.run_files import differences
 from fastcyclegan.config import TrainConfig
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.registry import make_recipe
 
 
 def require_trainable(nets: Mapping[str, nn.Module]) -> None:
@@ -38,7 +37,7 @@ def why_not_loadable(nets: Mapping[str, nn.Module], config: TrainConfig) -> str:
     If they do, what is saved cannot be loaded with that configuration.
     """
     with torch.device("meta"):
-        described = make_recipe(config).build_networks(config.model)
+        described = config.make_recipe().build_networks()
     for name, net in nets.items():
         found = differences(described[name].state_dict(), net.state_dict())
         if found:

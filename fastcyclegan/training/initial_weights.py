@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from fastcyclegan.checkpoints.run_files import differences
 from fastcyclegan.config import Direction, TrainConfig, with_changes
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.finite import require_representable
-from fastcyclegan.recipes.registry import make_recipe
 
 FRESH = "fresh"
 # More differing tensors than this are counted instead of listed.
@@ -42,7 +42,7 @@ def _found(config: TrainConfig) -> dict[str, Found]:
     """Return the generators to start from, by the names of the networks. Directions refer to the folders."""
     found: dict[Direction, Found] = {}
     for source, direction in _directed(config):
-        generators = generators_in(source, direction, config.data.direction)
+        generators = generators_in(source, direction, config.data.direction, config.make_recipe())
         if source == config.finetune.init_from_B:  # nothing else is asked of it
             if direction not in generators:
                 raise UserError(f"{source}: contains no generator from B to A")
@@ -54,9 +54,12 @@ def _found(config: TrainConfig) -> dict[str, Found]:
                     f" {generator.file}"
                 )
             found[each] = generator
-    recipe, first = make_recipe(config), config.data.direction
-    names = {first: recipe.generator("B"), OPPOSITE[first]: recipe.generator("A")}
-    return {names[direction]: generator for direction, generator in found.items()}
+    recipe = config.make_recipe()
+    names = {}
+    for direction, generator in found.items():
+        of_model: Direction = "AtoB" if direction == config.data.direction else "BtoA"
+        names[recipe.generator(of_model)] = generator
+    return names
 
 
 def _words(direction: Direction) -> str:
@@ -66,10 +69,11 @@ def _words(direction: Direction) -> str:
 def _settings(config: TrainConfig, name: str, found: Found) -> dict[str, Any]:
     """Return the model settings that build the generator ``found`` as the network ``name``."""
     try:
-        settings = found.network.architecture.settings()
+        settings = found.settings()
     except ValueError as error:
         raise UserError(f"{found.file}: {error}") from None
-    if name != make_recipe(config).generator("B"):  # it translates the model's domain B
+    translates_B = name != config.recipe.directions.get("AtoB")
+    if found.own is None and translates_B:
         settings |= {"input_nc": settings["output_nc"], "output_nc": settings["input_nc"]}
     return settings
 
@@ -87,7 +91,8 @@ def with_architecture_of_files(config: TrainConfig, given: Collection[str]) -> T
     settings: dict[str, Any] = {}
     for name, found in _found(config).items():
         settings = {**_settings(config, name, found), **settings}
-    return with_changes(config, {"model": {key: value for key, value in settings.items() if key not in kept}})
+    own = {setting.name for setting in dataclasses.fields(config.model)} - kept - {"model", "impl"}
+    return with_changes(config, {"model": {key: value for key, value in settings.items() if key in own}})
 
 
 def start_from_files(config: TrainConfig, nets: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -101,13 +106,13 @@ def start_from_files(config: TrainConfig, nets: Mapping[str, nn.Module]) -> dict
     found = _found(config)
     for name, generator in found.items():
         _require_fitting(name, nets[name], generator)
-    origins = dict.fromkeys(make_recipe(config).networks, FRESH)
+    origins = dict.fromkeys(config.recipe.networks, FRESH)
     for name, generator in found.items():
-        weights = generator.network.weights
+        weights = generator.weights
         nets[name].load_state_dict(weights)
         origins[name] = f"from {generator.file}, {len(weights)} tensors"
-        if generator.network.architecture.notes:
-            origins[name] += f" ({', '.join(generator.network.architecture.notes)})"
+        if generator.notes:
+            origins[name] += f" ({', '.join(generator.notes)})"
     return origins
 
 
@@ -115,14 +120,14 @@ def require_fitting_files(config: TrainConfig) -> None:
     """Raise UserError if ``config`` starts from files that contain other networks than it describes."""
     if config.finetune.is_from_files:
         with torch.device("meta"):
-            nets = make_recipe(config).build_networks(config.model)
+            nets = config.make_recipe().build_networks()
         for name, generator in _found(config).items():
             _require_fitting(name, nets[name], generator)
 
 
 def _require_fitting(name: str, net: nn.Module, found: Found) -> None:
     """Raise UserError if the weights of ``found`` do not fit ``net``."""
-    weights = found.network.weights
+    weights = found.weights
     require_representable(weights, torch.float32, found.file)
     problems = differences(net.state_dict(), weights)
     if not problems:
@@ -135,10 +140,7 @@ def _require_fitting(name: str, net: nn.Module, found: Found) -> None:
     detail = f"{len(problems)} tensors differ"
     if len(problems) <= _FEW:
         detail = ", ".join(problems)
-    raise UserError(
-        f"{found.file}: {name} is a {expected}, but the file contains a"
-        f" {found.network.architecture}: {detail}"
-    )
+    raise UserError(f"{found.file}: {name} is a {expected}, but the file contains a {found}: {detail}")
 
 
 def described(origins: Mapping[str, str]) -> str:

@@ -18,10 +18,6 @@ from fastcyclegan.training.state_schema import Expected, Size, check_settings, c
 from fastcyclegan.training.state_writer import restore_previous
 
 
-def _architecture(config: TrainConfig) -> str:
-    return f"{config.model.netG} (ngf {config.model.ngf}, {config.model.norm} norm) of this run"
-
-
 def restore_state(run: Run, state: Any, source: Path | str, log: Log) -> None:
     """Restore ``run`` from ``state``. ``source`` names the state in messages.
 
@@ -39,20 +35,17 @@ def _expected(run: Run) -> Expected:
 
 
 def _sizes(run: Run) -> dict[str, Size] | None:
-    """Return the size of the generated images of each domain, or None if images of several sizes can mix.
-
-    Batches and the gradient penalty need images of one size.
-    """
-    if not isinstance(run.loader, TensorLoader):
-        size_A, size_B = run.loader.a.size, run.loader.b.size
-        if size_A is None or size_B is None:
+    """Return the size of the images of each domain, or None if images of several sizes can mix."""
+    if isinstance(run.loader, TensorLoader):
+        if run.loader.batch_size == 1 and not run.engine.recipe.needs_equal_sizes:
             return None
-        # A generated image of one domain has the size of the image of the other that it was made from.
-        return {"A": (size_B[1], size_B[0]), "B": (size_A[1], size_A[0])}
-    if run.loader.batch_size == 1 and run.config.loss.gan_mode != "wgangp":
-        return None
-    first_A, first_B = run.loader.first
-    return {"A": (first_B.shape[2], first_B.shape[3]), "B": (first_A.shape[2], first_A.shape[3])}
+        return {side: (images.shape[2], images.shape[3]) for side, images in run.loader.first.items()}
+    sizes: dict[str, Size] = {}
+    for side, source in run.loader.sources.items():
+        if source.size is None:
+            return None
+        sizes[side] = (source.size[1], source.size[0])
+    return sizes
 
 
 def resume(run: Run, log: Log) -> None:
@@ -151,9 +144,8 @@ def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
             raise UserError(f"{file}: no such file; epochs saved in {folder}: {available}")
     require_whole(folder, config.run.epoch, is_running=False)
     for name, file in files.items():
-        networks = loading.read_networks(file)
-        network = loading.choose(networks, file, generator=name in recipe.generators)
-        run_files.fit_weights(nets[name], network.weights, file, _architecture(config))
+        weights = loading.read_weights(file, nets[name], generator=name in recipe.generators)
+        run_files.fit_weights(nets[name], weights, file, f"{recipe.architecture} of this run")
     if run.engine.average is not None:
         run.engine.average.restart()
     log(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ from torch import Tensor
 
 from fastcyclegan.config import DataConfig, TrainConfig, to_dict
 from fastcyclegan.data.choose_loader import Choice
-from fastcyclegan.data.fit import Fit, load_pixels, take_view
-from fastcyclegan.data.loader import Loader
+from fastcyclegan.data.loader import Loader, Source, sources_of
 from fastcyclegan.data.pixels import to_unit_range
 from fastcyclegan.data.sample_plan import Plan, View
 from fastcyclegan.data.scan import Images, fingerprint
 from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
+from fastcyclegan.files.schema import MisfitError, Rule, unchecked
+from fastcyclegan.files.tensor_rules import like
+from fastcyclegan.recipes.recipe import Recipe, RecipeError
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.frozen import frozen_networks
 from fastcyclegan.training.run_lock import RunLock
@@ -58,6 +59,8 @@ class Run:
     origins: dict[str, str] = field(default_factory=dict)
     """Where the initial weights of each network come from, if any are those of a file."""
     trackers: Trackers = field(default_factory=Trackers)
+    carried: Rule | None = None
+    """The form that what the recipe carries had at the start, as a rule."""
     random_state: dict[str, Tensor | None] | None = None
     """The state of the random generators at the end of the run; None before. Others may use them later."""
 
@@ -101,8 +104,24 @@ class Run:
         if self.lock is not None:
             self.lock.release()
 
+    def require_carried(self) -> None:
+        """Raise RecipeError if what the recipe carries could not be loaded, because its form has changed."""
+        recipe, carried = self.engine.recipe, self.engine.recipe.state_dict()
+        if self.carried is None:
+            # A recipe with rules of its own says itself which forms there are.
+            has_rules = type(recipe).state_rules is not Recipe.state_rules
+            self.carried = unchecked if has_rules else like(carried)
+        try:
+            self.carried(carried, "state_dict")
+        except MisfitError as misfit:
+            raise RecipeError(
+                f"the recipe {recipe.name}: what it carries could not be loaded again: {misfit} (it must keep"
+                " the form that it has at the start, unless the recipe has state_rules)"
+            ) from None
+
     def state(self, extra: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of everything that the next iteration depends on."""
+        self.require_carried()
         progress = {
             "version": STATE_VERSION,
             "iteration": self.iteration,
@@ -126,42 +145,35 @@ class Run:
         """Return fingerprints that identify the training images."""
         if self.images is None:
             return None
-        return [fingerprint(self.images.train_A), fingerprint(self.images.train_B)]
+        trained = {"A": self.images.train_A, "B": self.images.train_B}
+        return [fingerprint(trained[side]) for side in self.data.sides]
 
-    def images_to_show(self, limit: int) -> list[tuple[Tensor, Tensor]]:
-        """Return up to ``limit`` pairs of images [1, C, H, W], one of domain A and one of domain B.
+    def images_to_show(self, limit: int) -> list[dict[str, Tensor]]:
+        """Return up to ``limit`` rows, each with one image [1, C, H, W] of each domain.
 
         These are held-out images if there are any, otherwise training images.
         """
         if isinstance(self.loader, TensorLoader):
-            first_A, first_B = self.loader.first
-            return list(zip(first_A[:limit].split(1), first_B[:limit].split(1), strict=True))
-        assert self.images is not None
-        paths_A = _held_out(self.images.test_A, self.images.train_A)[:limit]
-        paths_B = _held_out(self.images.test_B, self.images.train_B)[:limit]
-        model, pairs = self.config.model, []
-        for path_A, path_B in zip(paths_A, paths_B, strict=False):
-            pairs.append((self._image(path_A, model.input_nc), self._image(path_B, model.output_nc)))
-        return pairs
+            first = {side: images[:limit].split(1) for side, images in self.loader.first.items()}
+        else:
+            assert self.images is not None
+            sources = sources_of(self.images, self.data, self.engine.recipe.requirements, held_out=True)
+            first = {side: self._centres(source, limit) for side, source in sources.items()}
+        return [dict(zip(first, row, strict=True)) for row in zip(*first.values(), strict=False)]
 
-    def _image(self, path: Path, channels: int) -> Tensor:
-        """Return the centre crop of the image at ``path`` as a tensor [1, channels, H, W] on the device."""
-        fit = Fit.of(self.data, channels, self.config.model.size_multiple)
-        pixels = take_view(load_pixels(path, fit), fit, View(0.5, 0.5, False))
-        return to_unit_range(torch.from_numpy(pixels.copy())[None], self.engine.device)
-
-
-def _held_out(test: Sequence[Path], train: Sequence[Path]) -> Sequence[Path]:
-    """Return ``test``, or ``train`` if no images were held out."""
-    if test:
-        return test
-    return train
+    def _centres(self, source: Source, limit: int) -> tuple[Tensor, ...]:
+        """Return the centre crops of the first images of ``source``, [1, C, H, W] on the device."""
+        crops = []
+        for index in range(min(limit, len(source.paths))):
+            pixels = source.view(index, View(0.5, 0.5, False))
+            crops.append(to_unit_range(torch.from_numpy(pixels)[None], self.engine.device))
+        return tuple(crops)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Return ``config`` with absolute paths of what it reads, valid in any working directory."""
     data = config.data
-    folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B")}
+    folders = {name: getattr(data, name) for name in ("dataroot", "data_A", "data_B", "data")}
     changes = {name: folder.absolute() for name, folder in folders.items() if folder is not None}
     finetune = config.finetune
     if finetune.init_from is not None:

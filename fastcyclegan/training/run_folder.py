@@ -28,7 +28,8 @@ def _stem(config: TrainConfig) -> str:
     data = config.data
     if data.is_builtin:
         return "shapes"
-    folders = [folder for folder in (data.dataroot, data.data_A, data.data_B) if folder is not None]
+    given = (data.dataroot, data.data_A, data.data_B, data.data)
+    folders = [folder for folder in given if folder is not None]
     name = "2".join(folder.resolve().name for folder in folders).lstrip(".")
     if not name:
         return DATASET

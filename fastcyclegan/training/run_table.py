@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastcyclegan.config import DataConfig, TrainConfig
+from fastcyclegan.data.scan import Images
 from fastcyclegan.engine import Engine
 from fastcyclegan.training.disk import describe_disk
 from fastcyclegan.training.frozen import describe_frozen
@@ -12,12 +13,13 @@ from fastcyclegan.training.run import Run
 
 def describe_run(run: Run) -> dict[str, str]:
     """Return the rows of the table, as a dict from their names to their texts."""
+    recipe = run.engine.recipe
     return {
         **_samples(run),
-        "networks": _networks(run.config, run.engine),
+        "networks": recipe.describe_networks({name: _weights(run.engine, name) for name in recipe.networks}),
         **_weights_row(run),
-        **describe_frozen(run.config, run.engine.recipe),
-        **_augmentation(run.config),
+        **describe_frozen(run.config, recipe),
+        **recipe.rows(),
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
         **_disk(run),
@@ -50,14 +52,24 @@ def _samples(run: Run) -> dict[str, str]:
         counts = f"batches of {run.plan.batch_size}, {per_epoch} iterations per epoch"
         return {"samples": f"from the caller's loaders, {counts}"}
     any_size = ", of any size (--allow_decompression_bombs)" if data.allow_decompression_bombs else ""
-    train = f"{len(images.train_A)} of domain A and {len(images.train_B)} of domain B for training"
-    held_out = f"{len(images.test_A)} and {len(images.test_B)} held out"
+    train, held_out = _counts(images)
     batches = f"batch size {data.batch_size}, {per_epoch} iterations per epoch"
     return {
         "images": f"{train}, {held_out}{any_size}",
         "samples": f"{data.preprocess}, {_size(data)}, {batches}",
         "loader": str(run.choice),
     }
+
+
+def _counts(images: Images) -> tuple[str, str]:
+    """Return how many images there are for training, and how many are held out, in words."""
+    if images.layout == "unaligned":
+        train = f"{len(images.train_A)} of domain A and {len(images.train_B)} of domain B for training"
+        return train, f"{len(images.test_A)} and {len(images.test_B)} held out"
+    count, kind = len(images.train_A), ""
+    if images.layout == "aligned":
+        kind = "pair " if count == 1 else "pairs "
+    return f"{count} {kind}for training", f"{len(images.test_A)} held out"
 
 
 def _size(data: DataConfig) -> str:
@@ -72,20 +84,6 @@ def _size(data: DataConfig) -> str:
     if data.preprocess == "scale_width":
         return f"width {data.load_size}"
     return "original size"
-
-
-def _networks(config: TrainConfig, engine: Engine) -> str:
-    model, recipe = config.model, engine.recipe
-    others = [name for name in recipe.networks if name not in recipe.generators]
-    G, D = (_weights(engine, name) for name in (recipe.generators[0], others[0]))
-    return f"{model.netG} ngf {model.ngf} ({G:,} weights each), {model.netD} ndf {model.ndf} ({D:,} each)"
-
-
-def _augmentation(config: TrainConfig) -> dict[str, str]:
-    names = config.loss.augmentations
-    if not names:
-        return {}
-    return {"augmentation": f"{', '.join(names)} before both discriminators (--diffaugment)"}
 
 
 def _weights(engine: Engine, name: str) -> int:

@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.config import DataConfig, ModelConfig, TrainConfig, to_dict
+from fastcyclegan.config import DataConfig, TrainConfig, to_dict
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
 from fastcyclegan.data.choose_loader import Choice, check_cache, choose, make_loader
-from fastcyclegan.data.equal_sizes import required_size
-from fastcyclegan.data.fit import Fit, ImageRequirements, require_file_channels
-from fastcyclegan.data.loader import Loader, Log, Source
+from fastcyclegan.data.fit import require_file_channels
+from fastcyclegan.data.loader import Loader, Log, sources_of
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.data.scan import Images, find_images
 from fastcyclegan.data.tensor_loader import TensorLoader
@@ -32,9 +31,11 @@ from fastcyclegan.engine import (
     why_not_compiled,
 )
 from fastcyclegan.engine.ahead import Progress
+from fastcyclegan.engine.batching import first_reason, why_not_batched
 from fastcyclegan.errors import StoppedError, UserError, cannot_write
 from fastcyclegan.nn.finite import not_finite_in
-from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.nn.networks import is_ours
+from fastcyclegan.recipes.recipe import LAYOUTS, Recipe, naming_recipe
 from fastcyclegan.training.frozen import require_possible_freeze, require_possible_warmup
 from fastcyclegan.training.given_networks import require_trainable
 from fastcyclegan.training.initial_weights import sources, start_from_files
@@ -89,7 +90,7 @@ def start(
     if config.run.use_wandb:
         import_wandb()
     if overrides.loaders is None:
-        require_file_channels(config.model)
+        require_file_channels(config.make_recipe().file_channels)
     folder: RunFolder | None = None
     if overrides.files:
         folder = RunFolder(config, log)
@@ -188,7 +189,7 @@ def _new_run(
     """Return the run at its beginning."""
     images, loader, data = loaded
     first = (config.optim.epoch_count - 1) * loader.plan.iterations_per_epoch
-    return Run(
+    run = Run(
         config=config,
         folder=None if folder is None else folder.path,
         lock=None if folder is None else folder.lock,
@@ -201,6 +202,8 @@ def _new_run(
         first=first,
         iteration=first,
     )
+    run.require_carried()
+    return run
 
 
 def _table(run: Run) -> dict[str, str]:
@@ -242,9 +245,10 @@ def _require_finite(run: Run, overrides: Overrides, state: Mapping[str, Any]) ->
     if found is None:
         return
     if overrides.nets is not None:
+        title = run.engine.recipe.title
         raise UserError(
-            f"the model in memory cannot be trained: {found}; load a saved one with CycleGAN.load, or create"
-            " a new CycleGAN"
+            f"the model in memory cannot be trained: {found}; load a saved one with {title}.load, or create"
+            f" a new {title}"
         )
     if not run.config.run.continue_train:
         raise UserError(f"the initial weights cannot be trained: {found}; use a smaller --init_gain")
@@ -276,23 +280,33 @@ def _make_engine(
     reporter: _Reporter,
 ) -> Engine:
     """Create the engine. ``from_files`` is false if the images come from a caller's loaders."""
-    return Engine(
-        make_recipe(config),
-        nets,
-        config.optim,
-        device,
-        resolve_precision(config.run.precision, device, config.run.compile and compiler_works),
-        _compiles(config, device) and compiler_works,
-        config.engine,
-        log=reporter.log,
-        fixed_sizes=from_files and config.data.has_one_size,
-        progress=reporter.compiling,
-    )
+    if config.engine.micro_batch is not None:
+        reason = first_reason(why_not_batched(name, net) for name, net in nets.items())
+        if reason:
+            raise UserError(f"--micro_batch would change the result: {reason}")
+    recipe = config.make_recipe()
+    with naming_recipe(recipe):
+        return Engine(
+            recipe,
+            nets,
+            config.optim,
+            device,
+            resolve_precision(config.run.precision, device, config.run.compile and compiler_works),
+            _compiles(config, device) and compiler_works,
+            config.engine,
+            log=reporter.log,
+            fixed_sizes=from_files and config.data.has_one_size,
+            progress=reporter.compiling,
+        )
 
 
 def _compiles(config: TrainConfig, device: torch.device) -> bool:
     """Return whether torch.compile was requested, and the C++ kernels are not used in its place."""
-    return config.run.compile and not replaces_compiler(config.model.impl, device)
+    if not config.run.compile or not replaces_compiler(config.model.impl, device):
+        return config.run.compile
+    with torch.device("meta"):  # the kernels only compute the official networks
+        nets = config.make_recipe().build_networks()
+    return not any(is_ours(net) for net in nets.values())
 
 
 def _log_deviations(
@@ -336,15 +350,16 @@ def _load_tensors(
     The returned settings describe the batches that the loaders yield.
     """
     assert overrides.loaders is not None
-    required, seed = ImageRequirements.of(config.model), config.run.seed
+    recipe, seed = config.make_recipe(), config.run.seed
     loader = TensorLoader(
         *overrides.loaders,
-        required,
+        recipe.requirements,
         device,
         seed,
         overrides.iterations_per_epoch,
-        augment=bool(config.loss.augmentations),
-        same_size=config.loss.gan_mode == "wgangp",
+        numbers=recipe.numbers_per_sample,
+        same_size=recipe.needs_equal_sizes,
+        sides=config.data.sides,
     )
     _require_long_enough(config, loader.plan)
     if folder is not None:
@@ -359,32 +374,42 @@ def _load(
 
     If the run uses the built-in images, they are drawn into that folder.
     """
-    data, model = config.data, config.model
+    data, recipe = config.data, config.make_recipe()
     progress: Callable[[int, int], None] = reporter.checked_files
     if data.is_builtin:
+        _require_builtin(recipe, data)
         assert folder is not None, "the built-in images are drawn into the run's folder"
         if config.run.continue_train:
             require_builtin_images(folder.path)
         count = builtin.COUNTS["train"]
         if data.max_dataset_size is not None:
             count = min(count, data.max_dataset_size)
-        _require_long_enough(config, _plan(config, count, count))
+        _require_long_enough(config, _plan(config, recipe, count, count))
         folder.open()
         _draw_builtin_images(folder.path / DATASET, config.run.seed, reporter)
         data = dataclasses.replace(data, dataroot=folder.path / DATASET)
         progress = dataclasses.replace(reporter, progress=None).checked_files
-    required = ImageRequirements.of(model)
-    images = find_images(data, config.run.seed, reporter.log, progress, required)
-    a = _source(data, model, images.train_A, model.input_nc, images)
-    b = _source(data, model, images.train_B, model.output_nc, images)
+    required = recipe.requirements
+    images = find_images(data, config.run.seed, reporter.log, progress, required, recipe.layouts)
+    sources = sources_of(images, data, required)
     if folder is not None and config.run.overwrite and not config.data.is_builtin:
-        _protect(folder.path, (*a.paths, *b.paths), "the training images")
-    plan = _plan(config, len(images.train_A), len(images.train_B))
+        paths = [path for source in sources.values() for path in source.paths]
+        _protect(folder.path, paths, "the training images")
+    plan = _plan(config, recipe, len(images.train_A), len(images.train_B))
     _require_long_enough(config, plan)
-    loader = make_loader(choice, a, b, plan, device, data, reporter.log, stopping=reporter.stopping)
+    loader = make_loader(choice, sources, plan, device, data, reporter.log, stopping=reporter.stopping)
     if folder is not None and not config.data.is_builtin:
         folder.open()
     return images, loader, data
+
+
+def _require_builtin(recipe: Recipe, data: DataConfig) -> None:
+    """Raise UserError if ``recipe`` cannot train on the built-in dataset, which has two domains."""
+    if recipe.builtin is None or data.dataset_mode != "unaligned":
+        raise UserError(
+            f"no images given: {recipe.title} needs images in the layout {data.dataset_mode}"
+            f" ({LAYOUTS[data.dataset_mode]})"
+        )
 
 
 def _draw_builtin_images(root: Path, seed: int, reporter: _Reporter) -> None:
@@ -398,10 +423,13 @@ def _draw_builtin_images(root: Path, seed: int, reporter: _Reporter) -> None:
 def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
     """Create and initialise the networks. Raises UserError if they do not fit in memory."""
     try:
-        return make_recipe(config).build_networks(config.model)
+        recipe = config.make_recipe()
+        nets = recipe.build_networks()
+        recipe.require_networks(nets)
+        recipe.set_size_multiples(nets)
+        return nets
     except (RuntimeError, MemoryError) as error:
-        model = config.model
-        networks = f"{model.netG} with ngf {model.ngf} and {model.netD} with ndf {model.ndf}"
+        networks = config.make_recipe().architecture
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
         raise UserError(f"{networks} cannot be created: {reason}") from None
 
@@ -417,10 +445,6 @@ def _check_engine(config: TrainConfig, device: torch.device) -> None:
     for flag, requested in needs_gpu.items():
         if requested and device.type != "cuda":
             raise UserError(f"{flag} needs a CUDA GPU, but this run uses the device {device.type}")
-    if options.micro_batch is not None and config.model.norm == "batch":
-        raise UserError(
-            "--micro_batch would change the result of batch norm, which needs all images of a batch together"
-        )
 
 
 def _require_long_enough(config: TrainConfig, plan: Plan) -> None:
@@ -431,25 +455,20 @@ def _require_long_enough(config: TrainConfig, plan: Plan) -> None:
     require_possible_warmup(config, epochs * plan.iterations_per_epoch)
 
 
-def _plan(config: TrainConfig, count_A: int, count_B: int) -> Plan:
+def _plan(config: TrainConfig, recipe: Recipe, count_A: int, count_B: int) -> Plan:
     """Return the samples of a run with these numbers of training images."""
     data = config.data
+    is_paired = data.dataset_mode != "unaligned"
     return Plan(
         config.run.seed,
         count_A,
-        count_B,
+        count_A if is_paired else count_B,
         data.batch_size,
         data.serial_batches,
         not data.no_flip,
-        augment=bool(config.loss.augmentations),
+        numbers=recipe.numbers_per_sample,
+        paired=is_paired,
     )
-
-
-def _source(
-    data: DataConfig, model: ModelConfig, paths: Sequence[Path], channels: int, images: Images
-) -> Source:
-    fit = Fit.of(data, channels, model.size_multiple)
-    return Source(paths, fit, images.checked, required_size(paths, images.checked, fit, data))
 
 
 def _protect(folder: Path, paths: Iterable[Path], what: str) -> None:

@@ -1,12 +1,13 @@
 """The schema of a training state: what each part must be so that a run can resume from it.
 
 A state is checked as a whole before any of it is used. The parts are compared with what a new run of the same
-configuration would save: its networks, one Adam optimizer per phase, its image pools, its random generators
-and the training loop's own numbers. A part that is not listed here is refused.
+configuration would save: its networks, one Adam optimizer per phase, what its recipe carries, its random
+generators and the training loop's own numbers. A part that is not listed here is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -31,9 +32,10 @@ from fastcyclegan.files.schema import (
     number,
     record,
     text,
+    unchecked,
     whole,
 )
-from fastcyclegan.files.tensor_rules import plain_tensor, require_range, tensor
+from fastcyclegan.files.tensor_rules import tensor
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.training.lr_schedule import PlateauSchedule
 from fastcyclegan.training.run import STATE_VERSION, TENSORS
@@ -41,22 +43,15 @@ from fastcyclegan.training.run import STATE_VERSION, TENSORS
 Size = tuple[int, int]
 """Height and width of an image."""
 
-# Settings that must not change after a state was saved. They determine the samples, their order and the
-# pools.
+# Settings that must not change after a state was saved. They determine the samples and their order. A recipe
+# adds those that determine what it carries from one iteration to the next.
 FIXED = (
-    *(("data", name) for name in ("direction", "batch_size", "serial_batches")),
-    ("loss", "pool_size"),
+    *(("data", name) for name in ("direction", "dataset_mode", "batch_size", "serial_batches")),
     ("run", "seed"),
 )
 # Settings that determine the shapes of a part of a state. They can only change if those stay the same.
-_OF_NETWORKS = tuple(
-    ("model", name)
-    for name in (
-        "netG netD n_layers_D ngf ndf norm affine upsample downsample use_dropout input_nc output_nc".split()
-    )
-)
 _OF_IMAGES = (("data", "crop_size"), ("data", "preprocess"))
-_SHAPING = {"nets": _OF_NETWORKS, "ema": _OF_NETWORKS, "optimizers": _OF_NETWORKS, "recipe": _OF_IMAGES}
+_NOT_OF_SHAPES = ("model", "impl", "no_dropout", "init_type", "init_gain")
 _PARTS = ("iteration", "first", "pictures", "config", "extra", "nets", "optimizers", "recipe", "rng")
 # Python's floats and torch's seeds count exactly up to here.
 _MOST = 2**53
@@ -70,7 +65,7 @@ _CUDA_BYTES = 16
 
 @dataclass(frozen=True)
 class Expected:
-    """What a state must fit. ``sizes`` are those of the images in the pools, by pool; None allows any."""
+    """What a state must fit. ``sizes`` are those of the images, by domain; None allows any."""
 
     config: TrainConfig
     recipe: Recipe
@@ -94,7 +89,14 @@ def saved_config(state: Any, source: Path | str) -> TrainConfig:
 
 def check_settings(state: Any, config: TrainConfig, source: Path | str) -> None:
     """Raise UserError if ``config`` differs from that of ``state`` in a setting that must not change."""
-    changed = _changed(FIXED, saved_config(state, source), config)
+    saved = saved_config(state, source)
+    if saved.model.model != config.model.model:
+        raise UserError(
+            f"{source}: this is a state of --model {saved.model.model}, which cannot be continued with"
+            f" --model {config.model.model}"
+        )
+    fixed = (*FIXED, *(("loss", name) for name in config.recipe.fixed))
+    changed = _changed(fixed, saved, config)
     if changed:
         raise UserError(f"{source}: {changed}")
 
@@ -123,19 +125,26 @@ def check_state(state: Any, expected: Expected, source: Path | str, if_damaged: 
     saved = saved_config(state, source)
     nets = state["nets"]
     if not isinstance(nets, Mapping) or set(nets) != set(expected.recipe.networks):
-        raise UserError(f"{source}: the networks in this file are not {expected.recipe.networks_title}")
+        raise UserError(f"{source}: the networks in this file are not those of {expected.recipe.title}")
     try:
         whole(0, _MOST)(state["iteration"], "iteration")
         whole(0, state["iteration"])(state["first"], "first")
         record(*_rules(expected, saved, state["iteration"], state["first"]))(state, "")
         _require_steps(state)
     except MisfitError as misfit:
-        part = misfit.place.partition(".")[0]
-        shaping = _SHAPING.get(part, ())
-        if shaping == _OF_IMAGES and saved.data.preprocess == "scale_width":
-            shaping = (*shaping, ("data", "load_size"))
-        changed = _changed(shaping, saved, expected.config)
+        changed = _changed(_shaping(misfit.place.partition(".")[0], saved), saved, expected.config)
         raise UserError(f"{source}: {changed if changed else str(misfit) + if_damaged}") from None
+
+
+def _shaping(part: str, saved: TrainConfig) -> tuple[tuple[str, str], ...]:
+    """Return the settings that determine the shapes of a ``part`` of a state, as (group, name)."""
+    if part in ("nets", "ema", "optimizers"):
+        names = [setting.name for setting in dataclasses.fields(saved.model)]
+        return tuple(("model", name) for name in names if name not in _NOT_OF_SHAPES)
+    if part == "recipe":
+        load_size = (("data", "load_size"),) if saved.data.preprocess == "scale_width" else ()
+        return (*_OF_IMAGES, *load_size)
+    return ()
 
 
 def _require_steps(state: Mapping[str, Any]) -> None:
@@ -153,31 +162,29 @@ def _rules(
 ) -> tuple[dict[Any, Rule], dict[Any, Rule]]:
     """Return the rules of the required and of the optional parts of a state."""
     weights = {name: _weights(net) for name, net in expected.nets.items()}
-    averages = {name: weights[name] for name in expected.recipe.generators}
+    averages = {name: weights[name] for name in expected.recipe.averaged}
     optimizers = {}
-    for phase in expected.recipe.phases():
+    for phase in (phase for phase in expected.recipe.phases() if phase.trains):
+        # A phase that is repeated may have been repeated more often before its settings changed.
+        most = iteration - first if expected.recipe.phases_may_overlap else _MOST_STEPS
         trained = [expected.nets[name].parameters() for name in phase.trains]
-        optimizers[phase.name] = _adam(list(itertools.chain.from_iterable(trained)), iteration - first)
+        optimizers[phase.name] = _adam(list(itertools.chain.from_iterable(trained)), most)
     optional = {"loader": text("dali", "folder", TENSORS)}
     required = {
         "version": exactly(STATE_VERSION),
         "iteration": whole(0, _MOST),
         "first": whole(0, iteration),
-        "pictures": nothing_or(list_of(text(), 2)),
-        "config": _checked_before,
+        "pictures": nothing_or(list_of(text(), len(saved.data.sides))),
+        "config": unchecked,  # saved_config has checked it
         "extra": _loop(iteration),
         "nets": record(weights),
         "optimizers": record(optimizers),
-        "recipe": _pools(expected, saved),
+        "recipe": record(expected.recipe.state_rules(expected.sizes)),
         "rng": record({"cpu": _generator, "cuda": nothing_or(_cuda_generator)}),
     }
     # If a run keeps averages from its resumption on, they begin with the restored weights.
     (required if saved.optim.ema else optional)["ema"] = record(averages)
     return required, optional
-
-
-def _checked_before(value: Any, place: str) -> None:
-    """Accept the configuration, which ``saved_config`` has checked."""
 
 
 # --- Networks and optimizers --------------------------------------------------------------------------------
@@ -246,50 +253,6 @@ def _group(count: int) -> Rule:
                     raise MisfitError(joined(place, name), f"must be a plain value, got {described(single)}")
 
     return check
-
-
-# --- Image pools --------------------------------------------------------------------------------------------
-
-
-def _pools(expected: Expected, saved: TrainConfig) -> Rule:
-    """Return the rule for the state of the recipe: one pool of generated images for each domain."""
-    model, rules = expected.config.model, {}
-    channels = {"A": model.input_nc, "B": model.output_nc}
-    for name in expected.recipe.state_dict():
-        size = None if expected.sizes is None else expected.sizes[name]
-        rules[name] = _pool(saved.loss.pool_size, channels[name], size)
-    return record(rules)
-
-
-def _pool(capacity: int, channels: int, size: Size | None) -> Rule:
-    def slots(value: Any, place: str) -> None:
-        if isinstance(value, list):
-            list_of(lambda slot, at: _images(slot, at, (channels,), size), capacity)(value, place)
-        else:
-            _images(value, place, (capacity, channels), size)
-
-    rule = record({"capacity": exactly(capacity), "filled": whole(0, capacity), "slots": nothing_or(slots)})
-
-    def check(value: Any, place: str) -> None:
-        rule(value, place)
-        if (value["slots"] is None) != (value["filled"] == 0):
-            problem = f"does not match slots, which is {described(value['slots'])}"
-            raise MisfitError(joined(place, "filled"), problem)
-
-    return check
-
-
-def _images(value: Any, place: str, leading: tuple[int, ...], size: Size | None) -> None:
-    """Check images of shape [*leading, H, W], where H and W are ``size`` if that is given."""
-    images = plain_tensor(value, place)
-    sides = tuple(images.shape[-2:]) if size is None else size
-    if images.shape != (*leading, *sides) or not all(sides):
-        wanted = [*leading, *(("H", "W") if size is None else size)]
-        shape = f"[{', '.join(map(str, wanted))}]"
-        raise MisfitError(place, f"has the shape {list(images.shape[:8])} instead of {shape}")
-    if images.dtype not in (torch.float32, torch.bfloat16, torch.float64):
-        raise MisfitError(place, f"has the dtype {images.dtype}, which images in a pool never have")
-    require_range(images, place)  # only finite: a caller can replace the tanh of a generator
 
 
 # --- Random generators and the training loop ----------------------------------------------------------------

@@ -24,6 +24,7 @@ from fastcyclegan.data.tensor_loader import TensorLoader, naming_dead_workers
 from fastcyclegan.errors import StoppedError, UserError, system_reason
 from fastcyclegan.nn.finite import not_finite_in
 from fastcyclegan.nn.torch_defaults import usual_modes
+from fastcyclegan.recipes.recipe import naming_recipe
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.disk import disk_warning
 from fastcyclegan.training.intervals import Interval
@@ -192,8 +193,11 @@ class Trainer:
                 self.lr = self.schedule.lr(epoch)
                 was_in_warmup = run.in_warmup
                 run.freeze()
-                self.pending.append(run.engine.step(batch, self.lr))
+                with naming_recipe(run.engine.recipe):
+                    self.pending.append(run.engine.step(batch, self.lr))
                 run.iteration += 1
+                if run.iteration == self.started_at + 1:
+                    run.require_carried()
                 if was_in_warmup and not run.in_warmup and run.iteration < run.last:
                     self.console.log(f"the generators train from iteration {run.iteration + 1} on")
                 with self._saving_first():
@@ -341,7 +345,7 @@ class Trainer:
         if run.folder is None or self.writer is None or self.writer.saved_iteration is None:
             lost = "no state was saved yet"
             if run.folder is None:
-                lost = "the weights in memory are lost, so create or load a CycleGAN again"
+                lost = f"the weights in memory are lost, so create or load a {run.engine.recipe.title} again"
             return f"{lost}; half the learning rate is {run.config.optim.lr / 2:g}"
         last = f"the state of iteration {self.writer.saved_iteration}"
         previous = run.folder / PREVIOUS
@@ -449,7 +453,7 @@ class Trainer:
         return self.run.state(extra)
 
     def _samples(self) -> None:
-        """Translate the same images in both directions and back, and add the results to the report.
+        """Draw the recipe's samples of the same images as before, and add them to the report.
 
         The images are held-out ones if there are any, otherwise training images. Nothing is drawn if a
         network's output is not finite. Raises UserError if the losses are not, either.
@@ -473,8 +477,8 @@ class Trainer:
     def _sample_columns(self) -> dict[str, list[Any]]:
         engine = self.run.engine
         columns: dict[str, list[Any]] = {}
-        for A, B in self.shown:
-            for name, image in engine.recipe.samples(engine.translate, A, B).items():
+        for images in self.shown:
+            for name, image in engine.recipe.samples(engine.translate, images).items():
                 columns.setdefault(name, []).append(to_pixels(image)[0])
         return columns
 

@@ -26,7 +26,7 @@ def seeds(found: dict[Direction, Found]) -> dict[str, int]:
     """Return the seed of each generator that was found."""
     result: dict[str, int] = {}
     for direction, generator in found.items():
-        first = generator.network.weights["model.1.weight"]
+        first = generator.weights["model.1.weight"]
         result[direction] = next(n for n in range(9) if torch.equal(first, weights(n)["model.1.weight"]))
     return result
 

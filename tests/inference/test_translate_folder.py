@@ -22,7 +22,7 @@ from torch import Tensor
 from fastcyclegan import cli
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
-from fastcyclegan.data.fit import load_pixels
+from fastcyclegan.data.fit import load_halves
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference import memory, precision_check, writer
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
@@ -212,9 +212,9 @@ def test_an_image_that_does_not_fit_when_it_is_read_is_named(
     def load(path: Path, *options: object) -> object:
         if path == paths[0]:
             raise MemoryError
-        return load_pixels(path, *options)
+        return load_halves(path, *options)
 
-    monkeypatch.setattr("fastcyclegan.data.pillow_loader.load_pixels", load)
+    monkeypatch.setattr("fastcyclegan.data.pillow_loader.load_halves", load)
     assert translated_by_the_program(weights, tmp_path) == 1
     assert images(tmp_path / "out") == ["001.png", "002.png"]
     assert f"not translated: {paths[0]}: cannot be read: out of memory" in capsys.readouterr().out

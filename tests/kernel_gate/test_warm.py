@@ -78,10 +78,12 @@ def test_filling_the_cache_reports_each_stage(tmp_path: Path, monkeypatch: pytes
     for message, (code, _, error) in zip(wrong, refused, strict=True):
         assert code == 2, error
         assert message in error
-    summary = "resnet_1blocks and pixel, batch 1, 48x32, bf16: 3 kernels for sm_90"
+    networks = "resnet_1blocks (ngf 8, instance norm) and pixel (ndf 8)"
+    summary = f"{networks}, batch 1, 48x32, bf16: 3 kernels for sm_90"
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert re.match(
-        rf"{summary}; compiling 3 that are missing from Triton's cache in [12] processes, about [34] s\n",
+        rf"{re.escape(summary)}; compiling 3 that are missing from Triton's cache in [12] processes,"
+        r" about [34] s\n",
         first[1],
     )
     assert re.search(

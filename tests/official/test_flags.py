@@ -23,6 +23,16 @@ COMMANDS: list[tuple[str, dict[str, Any], list[str]]] = [
         {"dataroot": "datasets/maps", "name": "maps_cyclegan"},
         [],
     ),
+    (  # pairs, which the official code also trains CycleGAN on
+        "--dataroot d --name f --model cycle_gan --dataset_mode aligned --direction BtoA",
+        {"dataroot": "d", "name": "f", "dataset_mode": "aligned", "direction": "BtoA"},
+        [],
+    ),
+    (  # the same in 2017
+        "--dataroot d --name f --model cycle_gan --align_data",
+        {"dataroot": "d", "name": "f", "dataset_mode": "aligned"},
+        ["--align_data is now --dataset_mode aligned"],
+    ),
     (  # a notebook without a viewer
         "--dataroot ./datasets/horse2zebra --name h2z --model cycle_gan --display_id -1",
         {"dataroot": "datasets/horse2zebra", "name": "h2z"},
@@ -174,10 +184,16 @@ def test_official_command_lines_give_their_settings(
 MISTAKES = [
     (
         "--dataroot d --name f --model pix2pix --direction BtoA",
-        "--model pix2pix: only cycle_gan is supported",
+        "--model: there is no recipe 'pix2pix'; the recipes are cycle_gan",
     ),
-    ("--dataroot d --dataset_mode=aligned", "--dataset_mode aligned: only unaligned is supported"),
-    ("--dataroot d --align_data", "--align_data: only unaligned images are supported"),
+    (
+        "--dataroot d --dataset_mode=colorization",
+        "--dataset_mode must be one of unaligned, aligned, single, got 'colorization'",
+    ),
+    (
+        "--dataroot d --align_data --dataset_mode unaligned",
+        "--align_data is an old name of --dataset_mode: give only one of them",
+    ),
     ("--dataroot d --phase val", "--phase val: give the folders with --data_A and --data_B"),
     ("--dataroot d --niter 5 --n-epochs 6", "--niter is an old name of --n_epochs: give only one of them"),
     ("--dataroot d --no_lsgan --gan_mode lsgan", "--no_lsgan is an old name of --gan_mode: give only one"),

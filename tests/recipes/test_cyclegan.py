@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
-from fastcyclegan.data.sample_plan import AUGMENTED, Plan
+from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
 from fastcyclegan.nn.networks import build_discriminator, build_generator
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
-from fastcyclegan.recipes.registry import make_recipe
+from fastcyclegan.recipes.cyclegan import AUGMENTED, CycleGANRecipe, build_networks
 from fastcyclegan.reference import init_weights
 from fastcyclegan.testing import random_batch, seeded_networks
 
@@ -46,11 +45,11 @@ def test_seeds_give_the_official_initial_weights() -> None:
 
 
 def test_the_configuration_selects_the_recipe() -> None:
-    recipe = make_recipe(TrainConfig())
+    recipe = TrainConfig().make_recipe()
     assert isinstance(recipe, CycleGANRecipe)
-    nets = recipe.build_networks(SMALL)
+    nets = CycleGANRecipe(model=SMALL).build_networks()
     assert set(nets) == set(recipe.networks) == set(recipe.official_names)
-    assert [recipe.generator(target) for target in "BA"] == list(recipe.generators)
+    assert [recipe.generator(direction) for direction in ("AtoB", "BtoA")] == list(recipe.generators)
     plotted = [name for names in recipe.loss_panels.values() for name in names]
     assert sorted(plotted) == sorted(recipe.loss_names)
     assert recipe.loss_names[: len(recipe.generator_losses)] == recipe.generator_losses
@@ -58,14 +57,14 @@ def test_the_configuration_selects_the_recipe() -> None:
 
 def test_every_augmented_image_has_its_own_random_numbers() -> None:
     recipe = CycleGANRecipe(LossConfig(diffaugment="color"))
-    batch = random_batch(16, Plan(0, 9, 9, 2, augment=True), 0)
+    batch = random_batch(16, Plan(0, 9, 9, 2, numbers=42), 0)
     decided = recipe.decide(batch)
     numbers = torch.cat([decided["augment_G"], decided["augment_D"]], 1)
     assert numbers.shape == (7, len(AUGMENTED), 2)
     assert len(numbers.unique()) == numbers.numel()
     for n, sample in enumerate(batch.samples):
-        assert torch.equal(numbers[:, :, n].T.flatten(), torch.tensor(sample.augment))
-    with pytest.raises(ValueError, match="augmentation needs samples of a plan with augment=True"):
+        assert torch.equal(numbers[:, :, n].T.flatten(), torch.tensor(sample.numbers))
+    with pytest.raises(ValueError, match="augmentation needs samples of a plan with numbers=42"):
         recipe.decide(random_batch(16, Plan(0, 9, 9), 0))
 
 

@@ -83,7 +83,7 @@ def test_images_from_files_are_refused_before_anything_is_written(
         assert cli.train([*flags, str(tmp_path / "runs"), *more]) == 2
         output = capsys.readouterr()
         wanted = "images from files have 3 channels (colour) or 1 (gray): pass loaders of your own to"
-        wanted = f"error: input_nc is 4, but {wanted} CycleGAN.fit\n"
+        wanted = f"error: input_nc is 4, but {wanted} fit in Python\n"
         assert (output.out, output.err) == ("", wanted)
     model = CycleGAN(**{**FOUR_TO_TWO, "input_nc": 3})
     with pytest.raises(UserError, match=f"output_nc is 2, but {FILES}"):

@@ -14,7 +14,6 @@ from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig, with_changes
 from fastcyclegan.console import Console
 from fastcyclegan.errors import UserError
-from fastcyclegan.recipes.registry import make_recipe
 from fastcyclegan.training.frozen import frozen_networks
 from fastcyclegan.training.trainer import train
 from tests.models import TINY, tensors
@@ -171,5 +170,5 @@ def test_a_call_that_fails_leaves_nothing_frozen() -> None:
 
 def test_the_frozen_networks_of_an_iteration() -> None:
     config = with_changes(TrainConfig(), {"finetune": {"warmup_D": 2, "freeze": "D_A"}})
-    frozen = [frozen_networks(config, make_recipe(config), completed) for completed in range(4)]
+    frozen = [frozen_networks(config, config.make_recipe(), completed) for completed in range(4)]
     assert frozen == [("G_AB", "G_BA", "D_A")] * 2 + [("D_A",)] * 2

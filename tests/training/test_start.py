@@ -12,6 +12,7 @@ from fastcyclegan.cli import parse_train
 from fastcyclegan.errors import UserError
 from fastcyclegan.training.start import start
 from tests.commands import TINY, fails
+from tests.conftest import write_images
 from tests.training.runs import arguments, run
 
 
@@ -34,12 +35,23 @@ def test_the_table_shows_the_sizes_of_images(dataset: Path, tmp_path: Path, flag
     assert started.table["samples"].startswith(f"{text}, batch size 1")
 
 
+def test_the_table_counts_pairs(tmp_path: Path) -> None:
+    write_images(tmp_path / "pairs" / "train", 2, size=(40, 20))
+    for most, text in ((1, "1 pair for training, 0 held out"), (2, "2 pairs for training, 0 held out")):
+        flags = f"--dataset_mode aligned --max_dataset_size {most}".split()
+        started = start(parse_train(arguments(tmp_path / "pairs", tmp_path, f"r{most}", *flags)), print)
+        assert started.table["images"] == text
+
+
 def test_unsupported_engine_options_raise(dataset: Path, tmp_path: Path) -> None:
     for flags, message in (
         (("--graph", "on"), "--graph on needs a CUDA GPU, but this run uses the device cpu"),
         (("--nvtx",), "--nvtx needs a CUDA GPU, but this run uses the device cpu"),
         (("--overlap", "phases"), "--overlap phases needs a CUDA GPU, but this run uses the device cpu"),
-        (("--micro_batch", "1", "--norm", "batch"), "--micro_batch would change the result of batch norm"),
+        (
+            ("--micro_batch", "1", "--norm", "batch"),
+            "--micro_batch would change the result: G_AB.* is a batch norm",
+        ),
         (("--micro_batch", "0"), "micro_batch must be at least 1, got 0"),
         (("--ema", "1"), r"ema must be in \[0, 1\), got 1.0"),
     ):
