@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
 import warnings
@@ -21,22 +20,32 @@ from typing import Annotated, Any, TypeVar
 import torch
 import tyro
 
-from fastcyclegan.api import CycleGAN
 from fastcyclegan.checkpoints.describe import InspectConfig, describe
 from fastcyclegan.checkpoints.loading import settings_of
 from fastcyclegan.checkpoints.run_files import read_config
-from fastcyclegan.config import BUILTIN, RunConfig, TrainConfig, to_dict, with_changes
+from fastcyclegan.command_line.exit_codes import run, run_to_the_end
+from fastcyclegan.config import (
+    ModelSettings,
+    RunConfig,
+    TrainConfig,
+    config_class,
+    default_config,
+    to_dict,
+    with_changes,
+)
 from fastcyclegan.console import Console
-from fastcyclegan.data import builtin
 from fastcyclegan.data.dataset_report import ReportConfig, report_dataset
 from fastcyclegan.data.download import DATASETS, ELSEWHERE, SERVER, download
 from fastcyclegan.data.fit import require_file_channels
 from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
-from fastcyclegan.errors import StoppedError, UserError, is_out_of_memory, print_line, system_reason
+from fastcyclegan.errors import StoppedError, UserError
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
-from fastcyclegan.official.flags import ACCEPTED, OfficialFlags, spelled, translated, with_suffix
+from fastcyclegan.models import model_class
+from fastcyclegan.official.flags import ACCEPTED, RESERVED, OfficialFlags, spelled, translated, with_suffix
 from fastcyclegan.official.replacement import replacement
+from fastcyclegan.recipes.recipe import Recipe
+from fastcyclegan.recipes.registry import flags_of, names, owners
 from fastcyclegan.settings.arguments import require_known, typed_values
 from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
 from fastcyclegan.training.exclusive import require_effect, without_replaced
@@ -44,7 +53,7 @@ from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.initial_weights import require_fitting_files, with_architecture_of_files
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
-from fastcyclegan.training.signals import as_interrupts, nothing_to_save
+from fastcyclegan.training.signals import nothing_to_save
 from fastcyclegan.training.start import launched_processes
 from fastcyclegan.training.trainer import Trainer
 from fastcyclegan.training.wandb_tracker import import_wandb
@@ -73,33 +82,25 @@ class DownloadConfig:
     keep_archive: bool = False
 
 
-# Exit code after Ctrl-C.
-STOPPED = 128 + signal.SIGINT
-
 _MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-def _builtin_defaults() -> Iterator[str]:
-    for group in BUILTIN.values():
-        for name, value in group.items():
-            yield f"{name} {value}"
-
-
-TRAIN_HELP = (
-    """Train CycleGAN on two folders of images. Without images, it trains on a small built-in \
-dataset, which takes a few minutes.
-
-The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits; resume it \
-with --continue_train --name NAME. A switch of the saved run is turned off by its name with no_, or \
-without it: --no_compile, --flip.
-
-Also accepted: """
-    + ACCEPTED
-    + """
-
-The built-in dataset has its own defaults: """
-    + ", ".join(_builtin_defaults())
-)
+def _train_help(recipe: type[Recipe]) -> str:
+    """Return the description of train.py for ``recipe``."""
+    parts = [recipe.summary if recipe.summary else f"Train {recipe.title}."]
+    if recipe.builtin is not None:
+        parts[0] += " Without images, it trains on a small built-in dataset, which takes a few minutes."
+    parts += [
+        "The flags are those of the official code, spelled with _ or -. Ctrl-C saves the run and exits;"
+        " resume it with --continue_train --name NAME. A switch of the saved run is turned off by its name"
+        " with no_, or without it: --no_compile, --flip.",
+        f"The recipes are {', '.join(names())}; --help --model NAME shows the flags of another.",
+        f"Also accepted: {ACCEPTED}",
+    ]
+    if recipe.builtin is not None:
+        values = [f"{name} {value}" for group in recipe.builtin.values() for name, value in group.items()]
+        parts.append(f"The built-in dataset has its own defaults: {', '.join(values)}")
+    return "\n\n".join(parts)
 
 
 def _description(kind: type) -> str:
@@ -129,7 +130,7 @@ def _parse(
         registry=registry,
         **options,
     )
-    require_known(kind, unknown)
+    require_known(kind, unknown, owners)
     return parsed
 
 
@@ -161,10 +162,10 @@ def parse_train(
     have no effect, and one for those that have another name.
     """
     official = _in_our_flags(_arguments(args))
-    args, switched_off = _switched_off(official.args)
+    base = _base(_flags(official.args))
+    args, switched_off = _switched_off(official.args, base)
     flags = _flags(args)
     _require_once(args, "init_from")
-    base = _base(flags)
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
     on: dict[str, dict[str, bool]] = {}
@@ -173,7 +174,9 @@ def parse_train(
         switches = [name for name, value in fields.items() if value is True]
         on[group] = dict.fromkeys((name for name in switches if name not in switched_off), True)
         off[group] = dict.fromkeys(switches, False)
-    parsed = _parse(TrainConfig, args, TRAIN_HELP, with_changes(base, off))
+    kind = config_class(base.model.model)
+    defaults = _as(kind, with_changes(base, off))
+    parsed = _as(TrainConfig, _parse(kind, args, _train_help(base.recipe), defaults))
     for line in official.notes:
         log(line)
     config = with_changes(parsed, on)
@@ -181,6 +184,11 @@ def parse_train(
     if config.run.continue_train:
         return config
     return with_architecture_of_files(config, flags.keys() | switched_off)
+
+
+def _as(kind: type[TrainConfig], config: TrainConfig) -> TrainConfig:
+    """Return ``config`` as an instance of ``kind``, which has the same groups."""
+    return kind(**{group.name: getattr(config, group.name) for group in dataclasses.fields(TrainConfig)})
 
 
 def _require_once(args: Sequence[str], name: str) -> None:
@@ -199,7 +207,7 @@ def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
         flags = _flags(joined_arguments(official.args))
         fresh = _base({name: value for name, value in flags.items() if name != "continue_train"})
         settings = {name: value for group in to_dict(fresh).values() for name, value in group.items()}
-        settings |= typed_values(TrainConfig, flags)
+        settings |= typed_values(config_class(fresh.model.model), flags)
         official.args = with_suffix(official.args, official.suffix, settings)
     return official
 
@@ -220,7 +228,7 @@ def _arguments(args: Sequence[str] | None) -> Sequence[str]:
     return args
 
 
-def _switched_off(args: Sequence[str]) -> tuple[list[str], set[str]]:
+def _switched_off(args: Sequence[str], base: TrainConfig) -> tuple[list[str], set[str]]:
     """Return ``args`` without the flags that turn a switch off, and the names of these switches.
 
     Such a flag is the name of the switch with no_, or without it: --no_compile, but --flip for no_flip. The
@@ -228,7 +236,7 @@ def _switched_off(args: Sequence[str]) -> tuple[list[str], set[str]]:
     if a switch is turned both on and off.
     """
     opposites = {}
-    for fields in to_dict(TrainConfig()).values():
+    for fields in to_dict(default_config(base.model.model)).values():
         for name in (name for name, value in fields.items() if value is False and name != "no_dropout"):
             opposites[name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"] = name
     spelled = {arg: arg.removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
@@ -255,9 +263,24 @@ def _base(flags: dict[str, str]) -> TrainConfig:
     """Return the configuration whose settings are overridden by ``flags``."""
     if "continue_train" in flags and "name" in flags:
         return _resumed(flags)
-    if {"dataroot", "data_A", "data_B", "help"} & flags.keys():
-        return TrainConfig()
-    return with_changes(TrainConfig(), BUILTIN)
+    fresh = default_config(_model_of(flags))
+    for name in flags_of(fresh.recipe):
+        if name in RESERVED:
+            raise UserError(
+                f"the recipe {fresh.recipe.name}: its flag --{name} has another meaning on the command line"
+            )
+    builtin = fresh.recipe.builtin
+    if builtin is None or {"dataroot", "data_A", "data_B", "data", "help"} & flags.keys():
+        return without_replaced(fresh, flags)
+    return with_changes(fresh, builtin)
+
+
+def _model_of(flags: dict[str, str]) -> str:
+    """Return the name of the recipe that ``flags`` select."""
+    name = flags.get("model", ModelSettings.model)
+    if not name or name.startswith("--"):
+        raise UserError("--model: no value given")
+    return name
 
 
 def _resumed(flags: dict[str, str]) -> TrainConfig:
@@ -269,65 +292,23 @@ def _resumed(flags: dict[str, str]) -> TrainConfig:
     folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), str(name))
     saved = read_config(folder)
     if saved is not None:
+        if "model" in flags and _model_of(flags) != saved.model.model:
+            raise UserError(
+                f"{folder} is a run of --model {saved.model.model}, which cannot be continued with --model"
+                f" {flags['model']}"
+            )
         # Settings of a single start are reset. The folder is the current one, in case the run was moved.
         start = {"continue_train": False, "overwrite": False, "dry_run": False, "epoch": RunConfig.epoch}
         saved = with_changes(saved, {"run": {**start, "checkpoints_dir": folder.parent}})
         return without_replaced(saved, flags)
-    if folder.is_dir() and not {"dataroot", "data_A"} & flags.keys():
+    if folder.is_dir() and not {"dataroot", "data_A", "data"} & flags.keys():
         raise UserError(
             f"{folder} does not record its training images: give --dataroot, or --data_A and --data_B"
         )
     # There are only official files: infer the architecture from them.
     epoch = flags.get("epoch", RunConfig.epoch)
-    return with_changes(TrainConfig(), {"model": settings_of(folder, epoch)})
-
-
-def _print_error(line: str) -> None:
-    """Print ``line`` to standard error. If that fails, only the exit code can tell."""
-    try:
-        print_line(line, sys.stderr)
-    except OSError:  # Python would fail again at its exit, and change the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _run(main: Callable[[], int]) -> int:
-    try:
-        with warnings.catch_warnings():
-            # Pillow's name no file. What they warn of has no effect here, or is an error.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            return main()
-    except UserError as error:
-        _print_error(f"error: {error}")
-    except BrokenPipeError:
-        # The reader of a pipe, such as head, wants no more. Python would fail again at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # what a shell shows for SIGPIPE
-    except OSError as error:
-        # For example a full disk or a folder without write permission: report the system's message.
-        file = error.filename
-        if not file:
-            file = "input or output"
-        _print_error(f"error: {file}: {system_reason(error)}")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = "the system refused an allocation"
-        if str(error):
-            reason = str(error).splitlines()[0]
-        _print_error(f"error: out of memory: {reason}")
-    except KeyboardInterrupt:
-        _print_error("stopped")
-        return STOPPED
-    return 2
-
-
-def _run_to_the_end(main: Callable[[], int]) -> int:
-    """Run ``main``, which has no state to save, and let it clean up if a signal ends it."""
-    with as_interrupts() as requests:
-        code = _run(main)
-    if code == STOPPED and requests.stop is not None:
-        return 128 + requests.stop
-    return code
+    fresh = default_config(_model_of(flags))
+    return without_replaced(with_changes(fresh, {"model": settings_of(folder, epoch)}), flags)
 
 
 @contextlib.contextmanager
@@ -359,7 +340,7 @@ def _print_config(config: TrainConfig, console: Console) -> None:
         require_fitting_files(config)
     if config.run.use_wandb:
         import_wandb()
-    require_file_channels(config.model)
+    require_file_channels(config.make_recipe().file_channels)
     console.log(f"device {device}, torch {torch.__version__}")
     for group, values in to_dict(config).items():
         console.table(f"{group}:", values)
@@ -369,21 +350,15 @@ def _print_score(trainer: Trainer, console: Console) -> None:
     """Print scores of the translations of the built-in dataset's held-out images."""
     engine, images = trainer.run.engine, trainer.run.images
     assert images is not None
-    held_out = {"A": images.test_A, "B": images.test_B}
-    count = len(held_out["A"])
-    console.log(f"built-in dataset ({count} held-out images per domain, small networks made for it):")
+    console.log(
+        f"built-in dataset ({len(images.test_A)} held-out images per domain, small networks made for it):"
+    )
     try:
-        scores = builtin.scores(engine.translate, held_out, engine.device)
+        lines = engine.recipe.builtin_scores(engine.translate, images, engine.device)
     except NoNumbersError:
-        console.log("  no score, because the networks give no numbers for these images")
-        return
-    for direction, score in scores.items():
-        console.log(
-            f"  {direction[0]} to {direction[1]}: the translations close {score.gap_closed:.2f} of the"
-            " difference in stripes between the two domains (1 is all of it); their distance to the true"
-            f" counterparts is {score.distance_ratio:.2f} times that of the untranslated images (0 is"
-            " perfect)"
-        )
+        lines = ["no score, because the networks give no numbers for these images"]
+    for line in lines:
+        console.log(f"  {line}")
 
 
 def _train(args: Sequence[str] | None) -> int:
@@ -398,7 +373,7 @@ def _train(args: Sequence[str] | None) -> int:
         return 2
     with _kernel_warnings_as_lines(console):
         try:
-            trainer = CycleGAN(config).train(console)
+            trainer = model_class(config.model.model)(config).train(console)
         except StoppedError as stopped:
             console.log(str(stopped))
             return 128 + stopped.number
@@ -499,26 +474,26 @@ def _inspect(args: Sequence[str] | None) -> int:
 def train(args: Sequence[str] | None = None) -> int:
     """Run ``train.py`` and return its exit code."""
     with nothing_to_save():
-        return _run(lambda: _train(args))
+        return run(lambda: _train(args))
 
 
 def translate(args: Sequence[str] | None = None) -> int:
     """Run ``translate.py`` and return its exit code, which is 1 if some images did not fit into memory or
     the network gives no numbers for them, or if a check failed.
     """
-    return _run_to_the_end(lambda: _translate(args))
+    return run_to_the_end(lambda: _translate(args))
 
 
 def download_dataset(args: Sequence[str] | None = None) -> int:
     """Run ``download_dataset.py`` and return its exit code, which is 1 if some images are broken."""
-    return _run_to_the_end(lambda: _download(args))
+    return run_to_the_end(lambda: _download(args))
 
 
 def check_dataset(args: Sequence[str] | None = None) -> int:
     """Run ``check_dataset.py`` and return its exit code, which is 1 if some images are broken."""
-    return _run_to_the_end(lambda: _check_dataset(args))
+    return run_to_the_end(lambda: _check_dataset(args))
 
 
 def inspect_checkpoint(args: Sequence[str] | None = None) -> int:
     """Run ``inspect_checkpoint.py`` and return its exit code."""
-    return _run_to_the_end(lambda: _inspect(args))
+    return run_to_the_end(lambda: _inspect(args))

@@ -23,10 +23,11 @@ PACKAGE = ROOT / "fastcyclegan"
 ROWS = (
     ("errors", "files"),
     ("console", "settings", "reference", "kernels"),
-    ("config", "tensor_files"),
+    ("tensor_files",),
     ("nn",),
     ("data",),
     ("recipes",),
+    ("config",),
     ("checkpoints",),
     ("compat",),
     ("devtools",),
@@ -35,7 +36,9 @@ ROWS = (
     ("fusion",),
     ("training", "inference"),
     ("official",),
+    ("command_line",),
     ("api",),
+    ("models",),
     ("cli",),
     ("kernel_gate",),
     ("commands",),
@@ -197,7 +200,12 @@ ELSEWHERE = {
     "kernels.zero_conv_triton": "kernels/test_zero_conv.py",
     "engine.streams": "engine/test_failed_capture_gpu.py",
     "recipes.recipe": "recipes/test_cyclegan.py",
-    "recipes.registry": "recipes/test_cyclegan.py",
+    **dict.fromkeys(
+        [f"settings.{name}" for name in "checks data engine finetune networks optim recipe run".split()],
+        "test_config.py",
+    ),
+    "command_line.late_import": "test_commands.py",
+    "training.given_settings": "test_api.py",
     "training.run_table": "training/test_start.py",
 }
 
