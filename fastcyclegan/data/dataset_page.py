@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fastcyclegan.data.folder_report import THUMBS, FolderReport, Group, encode_jpeg, equal_files, summary
+from fastcyclegan.data.pair_report import PairReport, pair_findings, pair_summary
 from fastcyclegan.errors import printable
 from fastcyclegan.settings.crop_size import CropSize
 
@@ -39,7 +40,13 @@ def _figure(image: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{_escaped(caption)}</figcaption></figure>"
 
 
-def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size: CropSize) -> str:
+def page(
+    title: str,
+    reports: list[FolderReport],
+    pairs: list[PairReport],
+    groups: list[Group],
+    crop_size: CropSize,
+) -> str:
     """Render the report as one HTML page that needs no other file."""
     heading = _escaped(title)
     parts = [
@@ -47,35 +54,60 @@ def page(title: str, reports: list[FolderReport], groups: list[Group], crop_size
         f"<style>{_STYLE}</style></head><body><h1>{heading}</h1>\n<h2>Mean images</h2>",
     ]
     for report in reports:
-        if report.mean is not None:
-            pixels = report.mean.round().clip(0, 255).astype(np.uint8)
-            image = _image(encode_jpeg(pixels), f"mean of {report.name}")
-            parts.append(_figure(image, report.name))
+        for domain, mean in report.means.items():
+            name = f"{report.name} {domain}".strip()
+            pixels = mean.image.round().clip(0, 255).astype(np.uint8)
+            parts.append(_figure(_image(encode_jpeg(pixels), f"mean of {name}"), name))
     if groups:
-        parts.append(f'<h2 class="bad">Images found more than once ({len(groups):,})</h2><ul>')
-        for group in groups:
-            parts.append(f"<li>{_escaped(equal_files(group))}</li>")
-        parts.append("</ul>")
+        parts.append(f'<h2 class="bad">Images found more than once ({len(groups):,})</h2>')
+        parts.append(_list(equal_files(group) for group in groups))
+    for of_split in pairs:
+        parts += _pair_section(of_split)
     for report in reports:
         parts += _section(report, crop_size)
     return "\n".join(parts) + "\n</body></html>\n"
 
 
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_escaped(line)}</li>' for line in lines)}</ul>"
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = (f"<tr><td>{label}</td><td>{_escaped(text)}</td></tr>" for label, text in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+_HEADINGS = {
+    "unpaired": "Images without a partner",
+    "unequal": "Pairs of different sizes",
+    "same": "Pairs of identical pixels",
+}
+
+
+def _pair_section(report: PairReport) -> Iterator[str]:
+    """Yield the HTML of the section about the pairs of two folders."""
+    yield f"<h2>Pairs of {report.name} A and {report.name} B</h2>"
+    yield _table(pair_summary(report))
+    for kind, lines in pair_findings(report).items():
+        if lines:
+            yield f'<h3 class="bad">{_HEADINGS[kind]} ({len(lines):,})</h3>'
+            yield _list(lines)
+
+
 def _section(report: FolderReport, crop_size: CropSize) -> Iterator[str]:
     """Yield the HTML of the section about one folder."""
-    yield f"<h2>{_escaped(report.name)}: {_escaped(str(report.folder))}</h2><table>"
-    for label, text in summary(report, crop_size).items():
-        yield f"<tr><td>{label}</td><td>{_escaped(text)}</td></tr>"
-    yield "</table>"
+    yield f"<h2>{_escaped(report.name)}: {_escaped(str(report.folder))}</h2>"
+    yield _table(summary(report, crop_size))
     if report.broken:
-        yield '<h3 class="bad">Broken files</h3><ul>'
-        for file in report.broken:
-            yield f"<li>{_escaped(file.path)}: {_escaped(file.error)}</li>"
-        yield "</ul>"
+        yield '<h3 class="bad">Broken files</h3>'
+        yield _list(f"{file.path}: {file.error}" for file in report.broken)
+    if report.same:
+        yield '<h3 class="bad">Files with two halves of identical pixels</h3>'
+        yield _list(report.same)
     if report.small:
         yield f'<h3>Small images ({len(report.small):,})</h3><div class="thumbs">'
         for file in report.small[:THUMBS]:
-            caption = f"{Path(file.path).name} {file.width}x{file.height}"
+            caption = f"{Path(file.path).name} {report.described_size(file)}"
             yield _figure(_image(report.thumbs[file.path], file.path), caption)
         yield "</div>"
     others = dict(report.thumbs)

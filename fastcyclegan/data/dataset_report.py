@@ -6,14 +6,13 @@ The report covers counts, sizes, modes, files that are broken, small or duplicat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from fastcyclegan.config import DataConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.dataset_page import page
 from fastcyclegan.data.folder_report import (
@@ -24,9 +23,22 @@ from fastcyclegan.data.folder_report import (
     examine_folder,
     summary,
 )
-from fastcyclegan.data.scan import dark_images, find_folders, shared_images
+from fastcyclegan.data.folders import (
+    LAYOUTS,
+    Folders,
+    aligned_folders,
+    has_train,
+    need_folder,
+    two_folders,
+    wrong_layout,
+)
+from fastcyclegan.data.image_file import SUFFIXES
+from fastcyclegan.data.pair_report import PairReport, examine_pairs, pair_findings, pair_summary, pairs_of
+from fastcyclegan.data.pairs import Pairs
+from fastcyclegan.data.scan import dark_images, shared_images
 from fastcyclegan.errors import UserError
 from fastcyclegan.settings.crop_size import CropSize, checked_crop_size
+from fastcyclegan.settings.data import DataConfig, Layout
 from fastcyclegan.tensor_files import fitting_name, write_atomically
 
 LISTED = 20
@@ -36,13 +48,17 @@ LISTED = 20
 class ReportConfig:
     """Check a dataset before training: print a report, and write it as an HTML page with images."""
 
-    #: Dataset folder that contains trainA/ and trainB/ (and testA/ and testB/) or train/A and train/B; or any
-    #: single folder of images.
+    #: Dataset folder that contains trainA/ and trainB/ (and testA/ and testB/) or train/A and train/B; or
+    #: train/ (and val/ and test/) with pairs side by side in each file; or any single folder of images.
     dir: Annotated[Path | None, tyro.conf.Positional] = None
     #: Folder of images of domain A, given together with --data_B instead of the dataset folder.
     data_A: Path | None = None
     #: Folder of images of domain B, given together with --data_A.
     data_B: Path | None = None
+    #: How the images are laid out. aligned: pairs, side by side in one file (A on the left) or in two folders
+    #: with images of the same names; single: images without pairs, in train/ (and val/ and test/) or any
+    #: folder. Default: unaligned for two folders, and aligned for images in train/.
+    dataset_mode: Layout | None = None
     #: HTML page to write. Default: NAME_report.html in the current folder, where NAME is the name of the
     #: dataset (for a single folder, its parent's name comes first).
     output: Path | None = None
@@ -59,33 +75,81 @@ class ReportConfig:
             raise UserError("give a folder, or --data_A and --data_B, but not both")
         if (self.data_A is None) != (self.data_B is None):
             raise UserError("--data_A and --data_B must be given together")
+        if self.dataset_mode == "single" and self.data_A is not None:
+            raise UserError("--data_A and --data_B are two domains; for single images, give one folder")
         object.__setattr__(self, "crop_size", checked_crop_size(self.crop_size))  # the class is frozen
 
 
-def folders_of(config: ReportConfig) -> dict[str, Path]:
-    """Return the folders to examine, keyed by their names in the report.
+@dataclass(frozen=True)
+class Examined:
+    """The folders to examine, by their names in the report, and where the pairs are.
 
-    Raises UserError if one is missing.
+    ``halved`` tells whether each file holds a pair. ``pairs`` contains those of two folders, by the name of
+    their split. The folders of the split train are then called train A and train B.
     """
-    if config.dir is not None and config.dir.is_dir():
-        parts = ("trainA", "trainB", "train/A", "train/B")
-        if not any((config.dir / part).is_dir() for part in parts):
-            return {"images": config.dir}
-    data = DataConfig(dataroot=config.dir, data_A=config.data_A, data_B=config.data_B)
-    dataset = find_folders(data)
+
+    folders: dict[str, Path]
+    halved: bool = False
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+
+
+def folders_of(config: ReportConfig) -> Examined:
+    """Return what to examine.
+
+    Raises UserError if a folder is missing, or if there are no two domains where they should be.
+    """
+    is_in_train = config.dataset_mode == "aligned" and config.dir is not None and has_train(config.dir)
+    if config.dataset_mode != "single" and not is_in_train:  # training with aligned prefers train, too
+        folders = two_folders(DataConfig(dataroot=config.dir, data_A=config.data_A, data_B=config.data_B))
+        if folders is not None:
+            return _two_domains(folders, config.dataset_mode == "aligned")
+    root, mode = config.dir, config.dataset_mode
+    assert root is not None
+    need_folder(root)
+    if mode == "unaligned":
+        raise wrong_layout(root, "unaligned", LAYOUTS)
+    if mode is None and has_train(root) and _has_images(root / "train"):
+        mode = "aligned"
+    if mode in ("aligned", "single") and has_train(root):
+        return Examined(aligned_folders(root), mode == "aligned")
+    return Examined({"images": root}, mode == "aligned")
+
+
+def _two_domains(dataset: Folders, is_aligned: bool) -> Examined:
     folders = {"train A": dataset.train_A, "train B": dataset.train_B}
     if dataset.test_A is not None:
         folders["test A"] = dataset.test_A
     if dataset.test_B is not None:
         folders["test B"] = dataset.test_B
-    return folders
+    pairs = {}
+    if is_aligned:
+        for split in ("train", "test"):
+            if {f"{split} A", f"{split} B"} <= folders.keys():
+                pairs[split] = pairs_of(folders[f"{split} A"], folders[f"{split} B"])
+    return Examined(folders, pairs=pairs)
 
 
-def _log(reports: list[FolderReport], groups: list[Group], crop_size: CropSize, console: Console) -> None:
+def _has_images(folder: Path) -> bool:
+    """Return whether there are images in ``folder`` itself, rather than in its subfolders."""
+    return any(path.suffix.lower() in SUFFIXES and path.is_file() for path in folder.iterdir())
+
+
+def _log(
+    reports: list[FolderReport],
+    pairs: list[PairReport],
+    groups: list[Group],
+    crop_size: CropSize,
+    console: Console,
+) -> None:
     for report in reports:
         console.table(f"{report.name}: {report.folder}", summary(report, crop_size))
         _log_first([f"broken: {file.path}: {file.error}" for file in report.broken], console)
-        _log_first([f"small: {file.path}: {file.width}x{file.height}" for file in report.small], console)
+        _log_first([f"small: {file.path}: {report.described_size(file)}" for file in report.small], console)
+        _log_first([f"same: {path}" for path in report.same], console)
+    for of_split in pairs:
+        console.table(f"pairs of {of_split.name} A and {of_split.name} B:", pair_summary(of_split))
+        for kind, lines in pair_findings(of_split).items():
+            _log_first([f"{kind}: {line}" for line in lines], console)
     for warning in _warnings(reports):
         console.log(warning)
     images = "image" if len(groups) == 1 else "images"
@@ -114,28 +178,39 @@ def _log_first(lines: list[str], console: Console) -> None:
 def report_dataset(config: ReportConfig, console: Console) -> bool:
     """Print the report on a dataset and write its HTML page.
 
-    Returns whether training could start on the dataset as it is, that is, whether no file is broken and every
-    folder could be read.
+    Returns whether training could start on the dataset as it is, that is, whether no file is broken, every
+    folder could be read and, if there must be pairs, every image has a partner.
     """
-    folders = folders_of(config)
-    reports = []
+    examined = folders_of(config)
+    if examined.halved and config.dataset_mode is None:
+        console.log(f"{config.dir}: pairs side by side (--dataset_mode single takes them for single images)")
+    reports = {}
     with console:
-        for name, folder in folders.items():
+        for name, folder in examined.folders.items():
             progress = partial(_progress, console, name)
-            options = (config.crop_size, progress, config.allow_decompression_bombs)
-            reports.append(examine_folder(name, folder, *options))
-    groups = duplicates(reports)
-    _log(reports, groups, config.crop_size, console)
-    title = _title(config.dir, folders)
-    output = config.output
+            options = (config.crop_size, progress, config.allow_decompression_bombs, examined.halved)
+            reports[name] = examine_folder(name, folder, *options)
+    pairs = []
+    for split, of_split in examined.pairs.items():
+        pairs.append(examine_pairs(split, of_split, reports[f"{split} A"], reports[f"{split} B"]))
+    found = list(reports.values())
+    groups = duplicates(found)
+    _log(found, pairs, groups, config.crop_size, console)
+    title = _title(config.dir, examined.folders)
+    text = page(title, found, pairs, groups, config.crop_size)
+    _write_page(text, title, config.output, console)
+    is_whole = not any(report.broken or report.unreadable for report in found)
+    return is_whole and not any(of_split.unpaired for of_split in pairs)
+
+
+def _write_page(text: str, title: str, output: Path | None, console: Console) -> None:
+    """Write the page to ``output``, or to a file named after its ``title`` if None."""
     if output is None:
         stem = title.replace(" and ", "2").replace(" ", "_").replace("/", "")
         output = Path(fitting_name(stem, "_report.html", Path()))
     output.parent.mkdir(parents=True, exist_ok=True)
-    text = page(title, reports, groups, config.crop_size)
     write_atomically(output, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     console.log(f"page written to {output}")
-    return not any(report.broken or report.unreadable for report in reports)
 
 
 def _title(root: Path | None, folders: Mapping[str, Path]) -> str:

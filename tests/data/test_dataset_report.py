@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.cli import check_dataset
+from fastcyclegan.config import DataConfig
+from fastcyclegan.data.scan import find_images
+from fastcyclegan.errors import UserError
 from tests.conftest import write_images
 
 
@@ -74,6 +77,118 @@ def test_two_folders_or_a_single_one(
     assert "images: testA" in capsys.readouterr().out
 
 
+def write_pairs(folder: Path, count: int, width: int = 24, seed: int = 0) -> None:
+    """Write files with two images side by side, each of ``width`` x 20."""
+    write_images(folder, count, size=(2 * width, 20), seed=seed)
+
+
+def test_files_with_pairs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "maps"
+    write_pairs(root / "train", 5, seed=1)
+    write_pairs(root / "val", 2, seed=2)
+    assert report(root) == 0
+    logged = capsys.readouterr().out
+    for line in (
+        rf"{root}: pairs side by side \(--dataset_mode single takes them for single images\)\n",
+        r"train: \S*/train\n  pairs +5, \S+ MiB; side by side, A on the left\n",
+        r"val: \S*/val\n  pairs +2, ",
+        r"small +5 with halves that have a side below 256 pixels\n",
+        r"    small: \S*/train/000.png: 24x20 \(half of 48x20\)\n",
+        r"mean A +red \d+, green",
+        r"mean B +red \d+, green",
+    ):
+        assert re.search(line, logged), line
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'title="mean of {name}"' in page for name in ("train A", "train B", "val A", "val B"))
+
+
+def test_findings_in_files_with_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "maps"
+    write_pairs(root / "train", 2, seed=1)
+    shutil.copytree(root / "train", root / "test")
+    image = Image.new("RGB", (48, 20), "red")
+    image.save(root / "train" / "plain.png")
+    assert report(root, "--dataset_mode", "aligned", "--crop_size", "24", "20") == 0
+    logged = capsys.readouterr().out
+    assert "pairs side by side (" not in logged  # as the flag says
+    assert f"    same: {root}/train/plain.png\n" in logged
+    assert "2 images found more than once" in logged
+    image.crop((0, 0, 47, 20)).save(root / "test" / "odd.png")
+    assert report(root) == 1
+    assert f"    broken: {root}/test/odd.png: 47x20 has an odd width" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert "Files with two halves of identical pixels" in page
+    assert "47x20 has an odd width" in page
+
+
+def test_which_folders_hold_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images directly in train are pairs, unless they are said to be single ones."""
+    root = tmp_path / "cats"
+    write_images(root / "train", 2, size=(23, 20))
+    assert report(root) == 1
+    assert report(root, "--dataset_mode", "single") == 0
+    assert re.search(r"train: \S*/train\n  images +2, ", capsys.readouterr().out)
+    assert report(root / "train") == 0
+    assert report(root / "train", "--dataset_mode", "aligned") == 1
+    (root / "train").rename(root / "more")
+    (root / "train").mkdir()
+    (root / "more").rename(root / "train" / "tabby")
+    assert report(root) == 0  # classes of single images
+    assert report(root, "--dataset_mode", "aligned") == 1
+
+
+def test_a_folder_without_two_domains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused in the words of training."""
+    write_pairs(tmp_path / "maps" / "train", 2)
+    assert report(tmp_path / "maps", "--dataset_mode", "unaligned") == 2
+    printed = capsys.readouterr()
+    with pytest.raises(UserError) as error:
+        find_images(DataConfig(dataroot=tmp_path / "maps"), 0, print)
+    assert printed.err == f"error: {error.value}\n"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_train_comes_before_the_folders_of_two_domains(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in training on pairs."""
+    write_pairs(dataset / "train", 2)
+    assert report(dataset, "--dataset_mode", "aligned") == 0
+    assert "side by side, A on the left" in capsys.readouterr().out
+    assert report(dataset) == 0
+    assert "train A: " in capsys.readouterr().out
+
+
+def test_pairs_of_two_folders(
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dataset)
+    flags = ["--dataset_mode", "aligned", "--output", "page.html"]
+    folders = ["--data_A", "trainA", "--data_B", "trainB"]
+    assert check_dataset([*folders, *flags]) == 1
+    logged = capsys.readouterr().out
+    assert re.search(r"pairs of train A and train B:\n  pairs +4\n  unpaired +1 of A and 0 of B ", logged)
+    assert f"    unpaired: {dataset}/trainA/004.png\n" in logged
+    assert f"{dataset}/trainA/004.png" in Path("page.html").read_text().split("Images without a partner")[1]
+    assert check_dataset([*folders, "--output", "page.html"]) == 0  # need not be pairs
+    (dataset / "trainA" / "004.png").unlink()
+    assert check_dataset([*folders, *flags]) == 0
+
+
+def test_pairs_of_a_dataset_of_two_domains(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (dataset / "trainA" / "004.png").unlink()
+    Image.new("RGB", (30, 20)).save(dataset / "trainB" / "001.png")
+    shutil.copy(dataset / "testA" / "001.png", dataset / "testB" / "001.png")
+    assert report(dataset, "--dataset_mode", "aligned") == 0
+    logged = capsys.readouterr().out
+    assert f"    unequal: {dataset}/trainA/001.png: 24x20, {dataset}/trainB/001.png: 30x20\n" in logged
+    assert f"    same: {dataset}/testA/001.png = {dataset}/testB/001.png\n" in logged
+    assert "pairs of test A and test B:" in logged
+    page = (dataset.parent / "page.html").read_text()
+    assert "Pairs of different sizes (1)" in page
+    assert "Pairs of identical pixels (1)" in page
+
+
 def test_names_of_folders_that_are_too_long_together(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(dataset)
     for name in ("A", "B"):
@@ -102,6 +217,11 @@ def test_small_images_by_height_and_width(dataset: Path, capsys: pytest.CaptureF
         (["x", "--data_A", "y", "--data_B", "z"], "give a folder, or --data_A and --data_B, but not both"),
         (["--data_A", "x"], "--data_A and --data_B must be given together"),
         (["nowhere"], "nowhere: no such folder"),
+        (["nowhere", "--dataset_mode", "single"], "nowhere: no such folder"),
+        (
+            ["--data_A", "x", "--data_B", "y", "--dataset_mode", "single"],
+            "--data_A and --data_B are two domains; for single images, give one folder",
+        ),
         (["x", "--crop_size", "0"], "crop_size must be at least 1"),
         (["--crop_size", "8", "-8", "x"], "crop_size must be at least 1, got -8"),
     ],
