@@ -19,14 +19,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.baselines import plain_networks
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
+from bench.cyclegan_baseline import block_count, cyclegan_config
 from bench.generator_providers import GENERATOR_BUILD_ORDER, GENERATORS, generator, is_fast, runtime_of
 from bench.machine import DEVICE, PeakMemory
 from bench.operators import products
-from bench.providers import BASELINES, plain_networks
+from bench.providers import OFFICIAL_BY_PRECISION
 from bench.step_work import layers_of
 from bench.timing import Builders, Entrant, Race, builders_of, clock
-from fastcyclegan.config import ModelConfig
+from fastcyclegan.config import TrainConfig
 from fastcyclegan.testing import PARITY_ULPS, relative_error
 
 INPUTS = 4
@@ -86,7 +88,7 @@ class Truth:
         If it runs in several memory layouts, the largest of their errors is returned.
         """
         errors = []
-        for provider in BASELINES[precision]:
+        for provider in OFFICIAL_BY_PRECISION[precision]:
             run, _ = generator(provider, self.net, DEVICE)
             errors.append(relative_error(run(self.images[number]), self.exact(number)))
         return max(errors)
@@ -123,16 +125,14 @@ def peak_memory(name: str, net: nn.Module, memory: PeakMemory) -> int | None:
     return memory.bytes + sum(p.numel() * p.element_size() for p in net.parameters())
 
 
-def make_builders(size: int, batch: int, config: ModelConfig, fault: bool) -> Builders:
+def make_builders(size: int, batch: int, config: TrainConfig, fault: bool) -> Builders:
     torch.manual_seed(0)
     net = plain_networks(config)["G_AB"]
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
     truth, code = Truth(net, images), code_of("generator", size, batch, config)
     flops = sum(layer.flops for layer in layers_of(copy.deepcopy(net), (size, size), batch))
-    arguments: Any = {
-        "ngf": config.ngf,
-        "n_blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks")),
-    }
+    model: Any = config.model
+    arguments: Any = {"ngf": model.ngf, "n_blocks": block_count(config)}
 
     def build(name: str) -> Entrant:
         if name in PEAKS:
@@ -161,10 +161,11 @@ def make_builders(size: int, batch: int, config: ModelConfig, fault: bool) -> Bu
 @pytest.mark.parametrize("provider", [*PEAKS, *GENERATORS])
 @pytest.mark.parametrize(("size", "batch"), [setting(*each) for each in SETTINGS[DEVICE]])
 def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int, provider: str) -> None:
-    config = ModelConfig()
+    config = cyclegan_config()
     if quick:
-        size, config = 32, ModelConfig(netG="resnet_1blocks", ngf=8)
-    group = f"generator, {batch} of {size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+        size, config = 32, cyclegan_config(netG="resnet_1blocks", ngf=8)
+    model: Any = config.model
+    group = f"generator, {batch} of {size}x{size}, {model.netG} ngf {model.ngf}, {DEVICE}"
     code = code_of("generator", size, batch, config)
     race(
         group,

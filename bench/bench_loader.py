@@ -12,7 +12,7 @@ batches are compared with Pillow's. It must load the same samples, with pixels a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -91,10 +91,10 @@ pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost
 @pytest.fixture(scope="module", params=SIDES, ids=lambda side: f"{side}x{side}")
 def sources(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, Source, Source]:
+) -> tuple[int, dict[str, Source]]:
     """Return the height and width of the image files in pixels, and the sources of both domains."""
-    root = tmp_path_factory.mktemp("images")
-    return request.param, source(root, "A", request.param, 0), source(root, "B", request.param, 1000)
+    root, side = tmp_path_factory.mktemp("images"), request.param
+    return side, {domain: source(root, domain, side, seed) for domain, seed in (("A", 0), ("B", 1000))}
 
 
 def source(root: Path, domain: str, side: int, seed: int) -> Source:
@@ -112,16 +112,16 @@ def check_against_pillow(loader: Loader, on_gpu: bool) -> None:
     bound = 0.25
     if on_gpu:
         bound = 0.7 * 1.5625 + 0.5
-    reference = FolderLoader(loader.a, loader.b, loader.plan, loader.device)
+    reference = FolderLoader(loader.sources, loader.plan, loader.device)
     for ours, pillow in zip(loader.batches(0, CHECKED), reference.batches(0, CHECKED), strict=True):
-        assert (ours.paths_A, ours.paths_B, ours.samples) == (pillow.paths_A, pillow.paths_B, pillow.samples)
+        assert (ours.paths, ours.samples) == (pillow.paths, pillow.samples)
         for one, other in ((ours.A, pillow.A), (ours.B, pillow.B)):
             assert (one - other).abs().mean() * 127.5 <= bound
 
 
-def loader_of(provider: Provider, a: Source, b: Source, device: torch.device) -> Loader:
+def loader_of(provider: Provider, sources: dict[str, Source], device: torch.device) -> Loader:
     choice, plan = Choice(provider.kind, provider.threads, "bench"), Plan(0, IMAGES, IMAGES)
-    return make_loader(choice, a, b, plan, device, DataConfig(cache=provider.cache), lambda text: None)
+    return make_loader(choice, sources, plan, device, DataConfig(cache=provider.cache), lambda text: None)
 
 
 def take(batches: Iterator[Batch], count: int) -> None:
@@ -129,7 +129,7 @@ def take(batches: Iterator[Batch], count: int) -> None:
         next(batches)
 
 
-def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
+def entrant(provider: Provider, sources: dict[str, Source], quick: bool) -> Entrant:
     """Return a loader, ready to be timed.
 
     It is opened and warmed up before each of its rounds and closed afterwards. Otherwise it would prefetch
@@ -144,7 +144,7 @@ def entrant(provider: Provider, a: Source, b: Source, quick: bool) -> Entrant:
         device = torch.device("cpu")
     if provider.kind == "dali" and (reason := why_not_dali(device)):
         raise Unavailable(reason)
-    loader = loader_of(provider, a, b, device)
+    loader = loader_of(provider, sources, device)
     check_against_pillow(loader, on_gpu=provider.kind == "dali" and device.type == "cuda")
     count = iterations_of(provider)
     if quick:
@@ -177,14 +177,14 @@ def iterations_of(provider: Provider) -> int:
 
 
 @pytest.mark.parametrize("provider", [provider.name for provider in PROVIDERS])
-def bench_loader(race: Race, quick: bool, sources: tuple[int, Source, Source], provider: str) -> None:
-    side, a, b = sources
+def bench_loader(race: Race, quick: bool, sources: tuple[int, dict[str, Source]], provider: str) -> None:
+    side, domains = sources
     group = f"loader alone, batch 1, {side}x{side} JPEG to 256x256, {cores()} cores, {DEVICE}"
-    builders: Builders = {p.name: partial(entrant, p, a, b, quick) for p in PROVIDERS}
+    builders: Builders = {p.name: partial(entrant, p, domains, quick) for p in PROVIDERS}
     race(group, builders, rounds=1 if quick else 3)
 
 
-def fed_by(provider: str, a: Source, b: Source) -> Entrant:
+def fed_by(provider: str, sources: dict[str, Source]) -> Entrant:
     gpu = torch.device("cuda")
     if provider == "dali" and (reason := why_not_dali(gpu)):
         raise Unavailable(reason)
@@ -196,10 +196,10 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     )
     loader = None
     if provider == "dali":
-        loader = loader_of(Provider("dali", "dali", min(cores(), MAX_THREADS)), a, b, gpu)
+        loader = loader_of(Provider("dali", "dali", min(cores(), MAX_THREADS)), sources, gpu)
         check_against_pillow(loader, on_gpu=True)
     made = random_batch(256, Plan(0, IMAGES, IMAGES), 0)
-    fixed = replace(made, A=made.A.to(gpu), B=made.B.to(gpu))
+    fixed = made.with_images(lambda images: images.to(gpu))
     reading: list[Iterator[Batch]] = []
 
     def steps(count: int) -> None:
@@ -226,12 +226,12 @@ def fed_by(provider: str, a: Source, b: Source) -> Entrant:
     reason="on a CPU a step takes a hundred times as long as loading its images",
 )
 @pytest.mark.parametrize("provider", FED_BY)
-def bench_step_fed_by(race: Race, sources: tuple[int, Source, Source], provider: str) -> None:
+def bench_step_fed_by(race: Race, sources: tuple[int, dict[str, Source]], provider: str) -> None:
     """Compare a training step on images from a loader with the same step on a fixed batch.
 
     The difference is the time that loading adds to the step: hardly any, if the loader is fast enough. The
     results of the step itself are checked in bench_train_step.py.
     """
-    side, a, b = sources
+    side, domains = sources
     group = f"training iteration, 256x256, batch 1, --compile, fed by, files of {side}x{side}, {DEVICE}"
-    race(group, builders_of(FED_BY, lambda name: fed_by(name, a, b)), rounds=8)
+    race(group, builders_of(FED_BY, lambda name: fed_by(name, domains)), rounds=8)

@@ -14,19 +14,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from bench.baselines import plain_networks
+from bench.cyclegan_baseline import cyclegan_config
 from bench.machine import DEVICE, ROOT
 from bench.parity import Judge
-from bench.providers import PROVIDERS, plain_networks
+from bench.providers import PROVIDERS
 from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock
-from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
-SMALL = ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
+SMALL = cyclegan_config(netG="resnet_1blocks", ngf=8, ndf=8)
 STARTS = [
     "official",
     "ours",
@@ -46,13 +49,14 @@ pytestmark = [
 # The code that a new process runs: everything from its start to the losses of one iteration.
 ITERATION = """
 import json, sys
-from bench.providers import plain_networks, train_step
-from fastcyclegan.config import ModelConfig
+from bench.baselines import plain_networks
+from bench.providers import train_step
+from fastcyclegan.config import from_dict
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 name, device, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-config = ModelConfig(**json.loads(sys.argv[4]))
-step = train_step(name, plain_networks(config), device, config=config)
+config = from_dict(json.loads(sys.argv[4]))
+step = train_step(name, plain_networks(config), device, config)
 print(json.dumps([step.precision, step.run(random_batch(size, Plan(0, 9, 9), 0)).tolist()]))
 """
 
@@ -69,10 +73,10 @@ def process(code: str, *arguments: str, cache: Path | None = None) -> str:
     return result.stdout
 
 
-def make_builders(folder: Path, config: ModelConfig, size: int) -> Builders:
+def make_builders(folder: Path, config: TrainConfig, size: int) -> Builders:
     batch = random_batch(size, Plan(0, 9, 9), 0)
-    judge = Judge(plain_networks(config), [batch], DEVICE, LossConfig(), config)
-    arguments = (DEVICE, str(size), json.dumps({"netG": config.netG, "ngf": config.ngf, "ndf": config.ndf}))
+    judge = Judge(plain_networks(config), [batch], DEVICE, config)
+    arguments = (DEVICE, str(size), json.dumps(to_dict(config)))
 
     def build(provider: str) -> Entrant:
         if "import" in provider:
@@ -113,7 +117,8 @@ def bench_start_up(race: Race, quick: bool, tmp_path_factory: pytest.TempPathFac
     if DEVICE == "cuda":
         rounds = 2
         if not quick:
-            config, size = ModelConfig(), SIZE["cuda"]
-    setting = f"{size}x{size}, {config.netG} ngf {config.ngf}, {DEVICE}"
+            config, size = cyclegan_config(), SIZE["cuda"]
+    model: Any = config.model
+    setting = f"{size}x{size}, {model.netG} ngf {model.ngf}, {DEVICE}"
     group = f"start of a process to the end of its first iteration, {setting}"
     race(group, make_builders(tmp_path_factory.mktemp("caches"), config, size), rounds)

@@ -11,7 +11,6 @@ waits; a thread writes the file afterwards. The loaded state must equal the save
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from bench.timing import Builders, Entrant, Race, clock
 from fastcyclegan.config import ModelConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.engine import Engine
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 from fastcyclegan.tensor_files import load_tensors, save_tensors, tensors_in, to_cpu
 from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
@@ -39,7 +37,7 @@ pytestmark = [
 def make_builders(action: str, folder: Path, config: ModelConfig) -> Builders:
     engine = make_engine(seeded_networks(config), device=DEVICE)
     batch = random_batch(64, Plan(0, 9, 9), 0)
-    engine.step(replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)), LR)
+    engine.step(batch.with_images(lambda images: images.to(DEVICE)), LR)
     saved = to_cpu(engine.state_dict())
 
     def entrant(size: int, save: Callable[[], None], load: Callable[[], None]) -> Entrant:
@@ -47,7 +45,7 @@ def make_builders(action: str, folder: Path, config: ModelConfig) -> Builders:
         return Entrant(run, lambda: check_state(engine, saved), {"bytes": size})
 
     def official() -> Entrant:
-        names = CycleGANRecipe.official_names
+        names = engine.recipe.official_names
         files = {name: folder / f"latest_net_{official}.pth" for name, official in names.items()}
         save_official(engine, files)
         size = sum(file.stat().st_size for file in files.values())

@@ -10,18 +10,19 @@ official training step in float64 (parity.py).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from bench.baselines import plain_networks
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
+from bench.cyclegan_baseline import block_count, cyclegan_config
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
-from bench.providers import BUILD_ORDER, PROVIDERS, plain_networks, train_step
+from bench.providers import BUILD_ORDER, PROVIDERS, train_step
 from bench.timing import Builders, Entrant, Race, builders_of, clock
-from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.config import TrainConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
@@ -41,23 +42,20 @@ SETTINGS = [
 pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=60, cuda=40)]
 
 
-def make_builders(size: int, batch: int, identity: bool, config: ModelConfig, fault: bool) -> Builders:
+def make_builders(size: int, batch: int, identity: bool, config: TrainConfig, fault: bool) -> Builders:
     """Return a builder for each provider's training step, which also checks the parity of that step.
 
-    Images are ``size`` pixels square.
+    Images are ``size`` pixels square. ``identity`` is whether ``config`` has an identity loss.
     """
-    code = code_of("step", size, batch, config, identity)
+    code = code_of("step", size, batch, config)
     plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
-    loss = LossConfig()
-    if not identity:
-        loss = LossConfig(lambda_identity=0.0)
     nets = plain_networks(config)
     batches = [to_device(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
-    judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, loss, config)
+    judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, config)
 
     def build(name: str) -> Entrant:
         memory = PeakMemory()
-        step = train_step(name, nets, DEVICE, loss, config=config, fault=fault and PROVIDERS[name].ours)
+        step = train_step(name, nets, DEVICE, config, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
         require(name, first.differences)
         remember_compiled(name, code, DEVICE)
@@ -72,8 +70,8 @@ def make_builders(size: int, batch: int, identity: bool, config: ModelConfig, fa
             "pictures": 2 * batch * STRIDE[DEVICE],
             "size": size,
             "batch": batch,
-            "ngf": config.ngf,
-            "blocks": int(config.netG.removeprefix("resnet_").removesuffix("blocks")),
+            "ngf": config.model.ngf,  # type: ignore[attr-defined]
+            "blocks": block_count(config),
             "identity": identity,
             "precision": step.precision,
             "peak_bytes": first.peak_bytes,
@@ -88,22 +86,23 @@ def make_builders(size: int, batch: int, identity: bool, config: ModelConfig, fa
 
 
 def to_device(batch: Batch) -> Batch:
-    return replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE))
+    return batch.with_images(lambda images: images.to(DEVICE))
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("setting", SETTINGS if DEVICE == "cuda" else SETTINGS[:1])
 def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, bool], provider: str) -> None:
     batch, identity = setting
-    size, config, loss = SIZE[DEVICE], ModelConfig(), "off"
+    size, config, loss = SIZE[DEVICE], cyclegan_config(identity), "off"
     if quick:
-        size, config = 32, ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8)
+        size, config = 32, cyclegan_config(identity, netG="resnet_1blocks", ngf=8, ndf=8)
     if identity:
         loss = "on"
-    networks = f"{config.netG} ngf {config.ngf}"
+    model: Any = config.model
+    networks = f"{model.netG} ngf {model.ngf}"
     group = f"training iteration, {size}x{size}, batch {batch}, identity {loss}, {networks}, {DEVICE}"
     torch.manual_seed(0)
-    code = code_of("step", size, batch, config, identity)
+    code = code_of("step", size, batch, config)
     race(
         group,
         make_builders(size, batch, identity, config, fault),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.baselines import plain_networks
+from bench.cyclegan_baseline import block_count, cyclegan_config
 from bench.machine import DEVICE, ROOT
-from bench.providers import faulty_copies, plain_networks
+from bench.providers import faulty_copies
 from bench.timing import Builders, Entrant, Race, Unavailable, builders_of, clock
-from fastcyclegan.config import ModelConfig
+from fastcyclegan.config import TrainConfig
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.testing import assert_parity
 
@@ -63,10 +66,10 @@ def read(file: Path) -> Tensor:
 class Job:
     """A folder of images and a file of weights, with the exact translations of the first images."""
 
-    def __init__(self, folder: Path, config: ModelConfig, count: int, size: int) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, count: int, size: int) -> None:
         self.folder, self.config, self.count, self.size = folder, config, count, size
         self.net = plain_networks(config)["G_AB"]
-        self.blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
+        self.blocks = block_count(config)
         write_images(folder / "images", count, size)
         write_images(folder / "one", 1, size)
         for name, net in (("weights", self.net), ("faulty", faulty_copies({"G": self.net})["G"])):
@@ -76,7 +79,8 @@ class Job:
         """Return the command that translates the folder ``images``."""
         source, file = str(self.folder / images), str(self.folder / f"{weights}.pth")
         if provider == "official":
-            size, ngf, blocks = (str(n) for n in (self.size, self.config.ngf, self.blocks))
+            model: Any = self.config.model
+            size, ngf, blocks = (str(n) for n in (self.size, model.ngf, self.blocks))
             sizes = ["--load_size", size, "--crop_size", size, "--ngf", ngf, "--n_blocks", blocks]
             paths = ["--dataroot", source, "--weights", file, "--results_dir", str(output)]
             return [sys.executable, "-m", "bench.official_test", *paths, *sizes]
@@ -158,9 +162,10 @@ def make_builders(job: Job, quick: bool, fault: bool) -> Builders:
 def bench_translate(
     race: Race, quick: bool, fault: bool, tmp_path_factory: pytest.TempPathFactory, provider: str
 ) -> None:
-    config, count, size, rounds = ModelConfig(), IMAGES, 256, ROUNDS
+    config, count, size, rounds = cyclegan_config(), IMAGES, 256, ROUNDS
     if quick:
-        config, count, size, rounds = ModelConfig(netG="resnet_1blocks", ngf=8), 2, 32, 1
-    group = f"translation of {count} images of {size}x{size} by a new process, {config.netG}, {DEVICE}"
+        config, count, size, rounds = cyclegan_config(netG="resnet_1blocks", ngf=8), 2, 32, 1
+    netG = config.model.netG  # type: ignore[attr-defined]
+    group = f"translation of {count} images of {size}x{size} by a new process, {netG}, {DEVICE}"
     job = Job(tmp_path_factory.mktemp("translate"), config, count, size)
     race(group, make_builders(job, quick, fault), rounds, seconds=150)

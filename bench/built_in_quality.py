@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.machine import machine
-from fastcyclegan.api import CycleGAN
+from fastcyclegan import CycleGAN
 from fastcyclegan.cli import parse_train
 from fastcyclegan.console import Console
 from fastcyclegan.data import builtin

@@ -8,21 +8,25 @@ from pathlib import Path
 import torch
 
 from bench.generator_providers import GENERATORS
-from fastcyclegan.config import ModelConfig
+from fastcyclegan.config import TrainConfig, default_config, to_dict
 
 # Upper bounds in seconds, by device: with an empty compiler cache, and with a full one.
 COMPILING = {"cpu": (150.0, 45.0), "cuda": (120.0, 40.0)}
 
 
-def code_of(kind: str, size: int, batch: int, config: ModelConfig, identity: bool = True) -> str:
+def code_of(kind: str, size: int, batch: int, config: TrainConfig) -> str:
     """Return a key for the programs that torch.compile produces with these settings.
 
-    ``kind`` is "step" or "generator".
+    ``kind`` is "step" or "generator". The key names the recipe, and those of its settings that are not the
+    defaults.
     """
-    loss = ""
-    if identity:
-        loss = "identity"
-    return f"{kind} {size} {batch} {loss} {config.netG} {config.ngf}"
+    settings, defaults = to_dict(config), to_dict(default_config(config.model.model))
+    changed = []
+    for group in ("model", "loss"):
+        for name, value in settings[group].items():
+            if value != defaults[group][name]:
+                changed.append(f"{name} {value}")
+    return " ".join([kind, str(size), str(batch), config.model.model, *changed])
 
 
 def compiled_before(name: str, code: str) -> Path:

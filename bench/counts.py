@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bench.providers import LR, plain_networks, train_step
-from fastcyclegan.config import LossConfig, ModelConfig, OptimConfig
+from bench.baselines import plain_networks
+from bench.cyclegan_baseline import cyclegan_config
+from bench.providers import LR, train_step
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
 from fastcyclegan.inference.image_counts import image_counts
 from fastcyclegan.nn.networks import Generator
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
 from fastcyclegan.testing import random_batch
 
 
@@ -60,21 +60,19 @@ def step_counts(
     In the official training step, two things are counted as on a GPU, where they take fewer calls than on a
     CPU: autocast does not pad in fp32, and torch's Adam updates all weights together.
     """
-    config = ModelConfig(netG=f"resnet_{blocks}blocks", impl="triton")
-    loss = LossConfig()
-    if not identity:
-        loss = LossConfig(lambda_identity=0.0)
+    config = cyclegan_config(identity, netG=f"resnet_{blocks}blocks", impl="triton")
     images = random_batch(size, Plan(0, 100, 100, batch), 0)
     if provider == "ours":
-        networks = build_networks(config)
+        recipe = config.make_recipe()
+        networks = recipe.build_networks()
         with dry_run():  # here the kernels accept CPU tensors
-            engine = Engine(CycleGANRecipe(loss), networks, OptimConfig(), torch.device("cpu"), precision)
+            engine = Engine(recipe, networks, config.optim, torch.device("cpu"), precision)
         weights = [p for net in engine.nets.values() for p in net.parameters()]
 
         def step() -> Any:
             return engine.step(images, LR)
     else:
-        official = train_step(provider, plain_networks(config), "cpu", loss, config=config)
+        official = train_step(provider, plain_networks(config), "cpu", config)
         weights = [p for net in official.nets.values() for p in net.parameters()]
         for group in (group for optimizer in official.optimizers for group in optimizer.param_groups):
             group["foreach"] = True
@@ -109,7 +107,8 @@ def translation_counts(
         net = Generator(n_blocks=blocks, impl="triton")
         return image_counts(net, size, size, precision, provider)  # type: ignore[arg-type]
     if provider == "official":
-        net, mode = plain_networks(ModelConfig(netG=f"resnet_{blocks}blocks"))["G_AB"], torch.no_grad()
+        nets = plain_networks(cyclegan_config(netG=f"resnet_{blocks}blocks"))
+        net, mode = nets["G_AB"], torch.no_grad()
     else:
         net, mode = Generator(n_blocks=blocks, impl="triton"), torch.inference_mode()
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,7 +9,6 @@ message. For faint images, the crop with the highest contrast is checked, and it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +30,8 @@ def flat_images(batches: Sequence[Batch]) -> list[str]:
     """Return the paths of the flat images in ``batches``."""
     flat = []
     for batch in batches:
-        for paths, images in ((batch.paths_A, batch.A), (batch.paths_B, batch.B)):
-            for path, image in zip(paths, images, strict=True):
+        for side, images in batch.images.items():
+            for path, image in zip(batch.paths[side], images, strict=True):
                 if is_flat(image):
                     flat.append(path)
     return flat
@@ -74,7 +73,7 @@ def most_varied_crop(image: Tensor, size: int) -> Tensor:
 
 
 def most_varied_crops(batch: Batch, size: int) -> Batch:
-    return replace(batch, A=_crops_of(batch.A, size), B=_crops_of(batch.B, size))
+    return batch.with_images(lambda images: _crops_of(images, size))
 
 
 def _crops_of(images: Tensor, size: int) -> Tensor:

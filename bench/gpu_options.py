@@ -120,12 +120,7 @@ INTERPRETED = Case(
 
 
 def to_device(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
-    layout = torch.channels_last
-    return replace(
-        batch,
-        A=batch.A.to(DEVICE, dtype, memory_format=layout),
-        B=batch.B.to(DEVICE, dtype, memory_format=layout),
-    )
+    return batch.with_images(lambda images: images.to(DEVICE, dtype, memory_format=torch.channels_last))
 
 
 def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
@@ -168,8 +163,8 @@ def run(case: Case) -> str:
     nets = seeded_networks(ModelConfig(**case.model))
     engine = engine_of(case, nets)
     before = {name: _copied(net) for name, net in engine.nets.items()}
-    images, augment = 4 * case.batch + 2, "diffaugment" in case.loss
-    plan = Plan(0, images, images, case.batch, augment=augment)
+    images = 4 * case.batch + 2
+    plan = Plan(0, images, images, case.batch, numbers=engine.recipe.numbers_per_sample)
     channels = (case.model.get("input_nc", 3), case.model.get("output_nc", 3))
     batches = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
     if DEVICE == "cuda":

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.baselines import plain_networks
+from bench.cyclegan_baseline import cyclegan_config
 from bench.machine import DEVICE, machine
-from bench.providers import plain_networks, train_step
-from fastcyclegan.config import LossConfig, ModelConfig
+from bench.providers import train_step
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe
 
-CONFIG = ModelConfig(netG="resnet_2blocks", ngf=16, ndf=32)
+CONFIG = cyclegan_config(netG="resnet_2blocks", ngf=16, ndf=32)
 SMOOTHED = 20
-NAMES = CycleGANRecipe(LossConfig()).loss_names
+NAMES = CONFIG.make_recipe().loss_names
 # The two kinds of losses, each with the beginnings of its names.
 KINDS = {"Cycle and identity": ("cycle", "idt"), "Adversarial": ("G", "D")}
 Curves = NDArray[np.float64]
@@ -54,14 +54,15 @@ def _drawn(domain: str, count: int) -> torch.Tensor:
 def curves(provider: str, seed: int, iterations: int) -> Curves:
     """Train with ``provider`` and return the losses, [iterations, 8]."""
     torch.manual_seed(seed)
-    step = train_step(provider, plain_networks(CONFIG, seed), DEVICE, config=CONFIG)
+    step = train_step(provider, plain_networks(CONFIG, seed), DEVICE, CONFIG)
     a, b = images()
     plan = Plan(seed, len(a), len(b))
     losses = []
     for n in range(iterations):
         epoch, numbers = plan.batch(n)
         samples = [plan.sample(epoch, i) for i in numbers]
-        batch = Batch(a[[s.index_A for s in samples]], b[[s.index_B for s in samples]], [""], [""], samples)
+        A, B = a[[s.index_A for s in samples]], b[[s.index_B for s in samples]]
+        batch = Batch.of(A, B, [""], [""], samples)
         losses.append(step.run(batch))
     return torch.stack(losses).double().cpu().numpy()
 

@@ -50,6 +50,7 @@ to compare (see ``require_decisive``).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,9 +62,9 @@ from torch import Tensor, nn
 
 from bench.flat_images import Undecided, flat_images, join_names, most_varied_crops
 from bench.machine import DEVICE, PeakMemory, tensor_bytes
-from bench.providers import BASELINES, Provider, TrainStep, train_step
+from bench.providers import OFFICIAL_BY_PRECISION, Provider, TrainStep, train_step
 from bench.timing import synchronised
-from fastcyclegan.config import LossConfig, ModelConfig
+from fastcyclegan.config import TrainConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.testing import PARITY_ULPS, is_cancelled_bias, relative_error
 
@@ -74,9 +75,18 @@ DIFFERENTIATED, MOVED = KINKED**0.5, 2 * 0.024**0.5
 # weights, moments and pools that the first one produced. Each further iteration makes rounding errors three
 # to seven times larger: at most 3e-11 was observed after two (256x256, five seeds), 3e-10 after four.
 EXACT, EXACT_STEPS = 1e-9, 2
+# Below this size a discriminator's last norm sees maps of 2 x 2. When the four values of such a map are
+# nearly equal, rounding determines the result.
+LEAST_SIZE = 32
 CHANGE = "weight change of "
 LOSSES, IMAGES = "losses", "images"
 FORWARD = (f"{LOSSES} of iteration 1", f"{IMAGES} of iteration 1")
+
+
+def least_size(config: TrainConfig) -> int:
+    """Return the least side, in pixels, of images on which parity is checked with ``config``."""
+    required = config.make_recipe().requirements
+    return math.ceil(max(LEAST_SIZE, required.least_side) / required.size_multiple) * required.size_multiple
 
 
 def _vector(net: nn.Module, value: Callable[[nn.Parameter], Tensor]) -> Tensor:
@@ -152,8 +162,8 @@ class Trace:
             losses.append(call(partial(step.run, batch)).double().cpu())
             if n == 0:
                 gradients = gradients_of(step)
-        fakes = step.fakes(sum(len(batch.A) for batch in batches)).detach().double().cpu()
-        first = len(batches[0].A)
+        fakes = step.fakes(sum(len(batch.samples) for batch in batches)).detach().double().cpu()
+        first = len(batches[0].samples)
         values = dict(zip(FORWARD, (losses[0], fakes[:, :first]), strict=True))
         for name, gradient in gradients.items():
             values[f"gradients of {name}"] = gradient
@@ -282,9 +292,9 @@ def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]
     """
     for d in differences:
         if d.quantity in FORWARD and not d.allowed < 1:
-            paths = []
+            paths: list[str] = []
             for batch in batches:
-                paths += [*batch.paths_A, *batch.paths_B]
+                paths += itertools.chain.from_iterable(batch.paths.values())
             rounding = f"rounding alone causes an error of {d.of_the_dtype:.0%} in the official step"
             raise Undecided(f"{d.quantity}: {rounding}, for {join_names(paths)}")
 
@@ -293,26 +303,26 @@ def require_decisive(differences: Sequence[Difference], batches: Sequence[Batch]
 class Judge:
     """Compares training steps with the official training step in float64.
 
-    All steps start at the weights of ``nets`` and run on ``batches``.
+    All steps train the recipe that ``config`` names. They start at the weights of ``nets`` and run on
+    ``batches``.
     """
 
     nets: Mapping[str, nn.Module]
     batches: Sequence[Batch]
     device: str
-    loss: LossConfig
-    config: ModelConfig
+    config: TrainConfig
     _traces: dict[str, Trace] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> Trace:
         # The batches need no conversion: their pixels are fp32 numbers, which float64 represents exactly.
-        step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
+        step = train_step("official", self.nets, self.device, self.config, torch.float64)
         return Trace.of(step, self.batches)
 
     def _trace(self, provider: str | Provider) -> Trace:
         key = provider if isinstance(provider, str) else provider.title
         if key not in self._traces:
-            step = train_step(provider, self.nets, self.device, self.loss, config=self.config)
+            step = train_step(provider, self.nets, self.device, self.config)
             self._traces[key] = self._with_own_truth(Trace.of(step, self.batches), step.precision)
         return self._traces[key]
 
@@ -322,18 +332,18 @@ class Judge:
         For each of these iterations, the truth is computed in float64 from the weights at which it started.
         """
         if DTYPES[precision] != torch.float32 and trace.starts:
-            step = train_step("official", self.nets, self.device, self.loss, torch.float64, self.config)
+            step = train_step("official", self.nets, self.device, self.config, torch.float64)
             losses = []
             for start, batch in zip(trace.starts, self.batches[1:], strict=True):
                 for name, net in step.nets.items():
                     net.load_state_dict(start[name])
                 losses.append(step.run(batch).double().cpu())
-            fakes = step.fakes(sum(len(batch.A) for batch in self.batches[1:])).detach().double().cpu()
+            fakes = step.fakes(sum(len(batch.samples) for batch in self.batches[1:])).detach().double().cpu()
             trace.own_truth = dict(zip(later(len(self.batches)), (torch.stack(losses), fakes), strict=True))
         return trace
 
     def _baselines(self, precision: str) -> list[Trace]:
-        return [self._trace(provider) for provider in BASELINES[precision]]
+        return [self._trace(provider) for provider in OFFICIAL_BY_PRECISION[precision]]
 
     def judge_losses(self, losses: Tensor, precision: str) -> Difference:
         """Compare the losses of a first iteration with float64."""
@@ -374,11 +384,12 @@ class Judge:
             peak += tensor_bytes(step.state())
         return First(compared, seconds, peak)
 
-    def float64_difference(self, size: int = 32) -> float:
+    def float64_difference(self, size: int | None = None) -> float:
         """Return the largest relative difference between fastcyclegan and the official step in float64.
 
-        Both run uncompiled, on crops of the first images. Rounding is not a factor there, so a difference
-        above EXACT means different mathematics. Raises Undecided if an image is flat.
+        Both run uncompiled, on crops of the first images, whose sides have at most ``size`` pixels (default:
+        ``least_size``). Rounding is not a factor there, so a difference above EXACT means different
+        mathematics. Raises Undecided if an image is flat.
         """
         batches = self.batches[:EXACT_STEPS]
         if flat := flat_images(batches):
@@ -386,10 +397,12 @@ class Judge:
                 f"{join_names(flat)}: images of a single colour, of which instance norm leaves only rounding"
                 " noise"
             )
+        if size is None:
+            size = least_size(self.config)
         crops = [most_varied_crops(batch, size) for batch in batches]
         traces = []
         for name in ("ours", "official"):
-            step = train_step(name, self.nets, self.device, self.loss, torch.float64, self.config)
+            step = train_step(name, self.nets, self.device, self.config, torch.float64)
             traces.append(Trace.of(step, crops))
         ours, official = traces
         return max(ours.error_of(quantity, official) for quantity in official.values)

@@ -15,19 +15,20 @@ import gzip
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.baselines import plain_networks
 from bench.chrome_trace import PARTS, PHASE, STEP, Profile, analyse
+from bench.cyclegan_baseline import cyclegan_config
 from bench.machine import DEVICE, machine
-from bench.providers import PROVIDERS, plain_networks, train_step
+from bench.providers import PROVIDERS, train_step
 from bench.roofline import measured_chip
 from bench.step_work import step_work, total
 from bench.timing import Unavailable
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
+from fastcyclegan.config import EngineConfig, TrainConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 
@@ -60,20 +61,15 @@ def tables(profile: Profile, floor: float, chip: str) -> Iterator[str]:
 
 
 def traced(
-    provider: str, size: int, batch: int, config: ModelConfig, identity: bool, path: Path
+    provider: str, size: int, batch: int, config: TrainConfig, path: Path
 ) -> tuple[dict[str, Any], str]:
     """Warm the provider up, run one step under the profiler, and return the trace and the precision.
 
     The trace is also written to ``path``.
     """
-    loss = LossConfig()
-    if not identity:
-        loss = LossConfig(lambda_identity=0.0)
     # Without a CUDA graph, because launches from a graph cannot be assigned to operators and parts. The
     # kernels are the same.
-    step = train_step(
-        provider, plain_networks(config), DEVICE, loss, config=config, options=EngineConfig(graph="off")
-    )
+    step = train_step(provider, plain_networks(config), DEVICE, config, options=EngineConfig(graph="off"))
 
     def marked(f: Callable[..., Any]) -> Callable[..., Any]:
         def g(*arguments: Any) -> Any:
@@ -86,7 +82,7 @@ def traced(
     batches = []
     for n in range(2):
         made = random_batch(size, Plan(0, 100, 100, batch), n)
-        batches.append(replace(made, A=made.A.to(DEVICE), B=made.B.to(DEVICE)))
+        batches.append(made.with_images(lambda images: images.to(DEVICE)))
     for n in range(WARM_UPS):
         step.run(batches[n % 2])
     kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -144,13 +140,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     provider, size, batch = options.provider, options.size, options.batch
     identity = not options.no_identity
-    config = ModelConfig(netG=f"resnet_{options.blocks}blocks")
+    config = cyclegan_config(identity, netG=f"resnet_{options.blocks}blocks")
     print(
         f"{machine()['hardware']}: {PROVIDERS[provider].title}, batch {batch}, {size}x{size}",
         flush=True,
     )
     file = options.output / "trace.json.gz"
-    trace, precision = traced(provider, size, batch, config, identity, file)
+    trace, precision = traced(provider, size, batch, config, file)
     profile = analyse(trace)
     chip = measured_chip(precision)
     floor = total(step_work(size, batch, options.blocks, identity, precision), chip, 0)

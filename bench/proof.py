@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.figures import Row, Spread, anchor_of, duration, speed_up
 from bench.machine import DEVICE, machine
-from bench.parity import EXACT, EXACT_STEPS, Difference
+from bench.parity import EXACT, EXACT_STEPS, Difference, least_size
 from bench.providers import PROVIDERS, TrainStep
+from fastcyclegan.config import TrainConfig
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.pixels import draw_grid, to_pixels
 
@@ -26,12 +27,13 @@ SHOWN, SIDE = 3, 128
 
 @dataclasses.dataclass
 class Proof:
-    """The result of prove.py.
+    """The result of prove.py, of training with ``config``.
 
     ``differences`` compare each provider with float64, ``rows`` contain its times, and ``steps`` are the
     training steps that were timed.
     """
 
+    config: TrainConfig
     exact: float
     """The difference between fastcyclegan and the official training step when both run in float64."""
     differences: dict[str, list[Difference]]
@@ -52,7 +54,8 @@ def differences_table(proof: Proof, ours: str, steps: int) -> Iterator[str]:
     precision = proof.steps[ours].precision
     result = _result_text(proof.exact <= EXACT)
     bound = f"largest relative difference {proof.exact:.1e}, allowed {EXACT:.0e}  {result}"
-    yield f"both in float64, {EXACT_STEPS} iterations on a 32x32 crop of each image: {bound}\n"
+    side = least_size(proof.config)
+    yield f"both in float64, {EXACT_STEPS} iterations on a {side}x{side} crop of each image: {bound}\n"
     heads = (
         f"error against float64, {steps} iterations",
         f"fastcyclegan, {precision}",
@@ -140,8 +143,9 @@ def draw(proof: Proof, batches: Sequence[Batch], header: Sequence[str]) -> Image
     The lines of ``header`` are above them.
     """
     columns: dict[str, list[Any]] = {}
-    for side, other, name in (("A", "B", "G_AB"), ("B", "A", "G_BA")):
-        shown = torch.cat([getattr(batch, side) for batch in batches])[:SHOWN]
+    for direction, name in proof.config.recipe.directions.items():
+        side, other = direction.split("to")
+        shown = torch.cat([batch.images[side] for batch in batches])[:SHOWN]
         columns[side] = _enlarged(to_pixels(shown))
         for provider, step in proof.steps.items():
             by = "fastcyclegan" if PROVIDERS[provider].ours else "official order"
@@ -183,7 +187,7 @@ def header_of(proof: Proof, size: int, steps: int) -> list[str]:
     nearest = f"{worst.quantity}, error {worst.error:.1e} against float64, allowed {worst.allowed:.1e}"
     start = f"images after {steps} iterations of both from the same weights and samples;"
     return [
-        f"CycleGAN training, {size}x{size}, batch 1: {rates}, {faster}",
+        f"{proof.config.recipe.title} training, {size}x{size}, batch 1: {rates}, {faster}",
         f"parity holds; closest to its limit: {nearest}",
         f"{about['hardware']}, torch {about['torch']}, {about['date']}; {start}",
         "the networks are still untrained: what matters is that both sides produce the same images",

@@ -25,63 +25,57 @@ from typing import Any
 
 import torch
 
+from bench.baselines import compared_config, plain_networks
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.figures import Row
 from bench.flat_images import Undecided, deviation, flat_images, join_names
 from bench.machine import DEVICE, PeakMemory, machine
-from bench.parity import EXACT, Judge, require_decisive
+from bench.parity import EXACT, Judge, least_size, require_decisive
 from bench.proof import Proof, differences_table, draw, header_of, speed_table
-from bench.providers import PROVIDERS, TrainStep, plain_networks, train_step
+from bench.providers import PROVIDERS, TrainStep, train_step
 from bench.timing import Entrant, Unavailable, builders_of, race
-from fastcyclegan.config import DataConfig, LossConfig, ModelConfig
+from fastcyclegan.config import DataConfig, ModelSettings, TrainConfig
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
-from fastcyclegan.data.fit import Fit, ImageRequirements
-from fastcyclegan.data.loader import Loader, Source
+from fastcyclegan.data.loader import Loader, sources_of
 from fastcyclegan.data.pillow_loader import FolderLoader
 from fastcyclegan.data.pixels import save_image
 from fastcyclegan.data.sample_plan import Plan
-from fastcyclegan.data.scan import find_images
+from fastcyclegan.data.scan import Images, find_images
 from fastcyclegan.errors import UserError, system_reason
+from fastcyclegan.testing import random_batch
 
 # Parity is checked after STEPS iterations; training cycles through INPUTS samples.
 STEPS, INPUTS = {"cpu": 2, "cuda": 4}, 8
-# Below this size a discriminator's last norm sees maps of 2 x 2. When the four values of such a map are
-# nearly equal, rounding determines the result.
-LEAST_SIZE = 32
 # At most this many samples are read in search of samples without single-colour images.
 MAX_SAMPLES = 256
 ROUNDS, STRIDE = {"cpu": 20, "cuda": 15}, {"cpu": 1, "cuda": 10}
-NETWORKS = ModelConfig()
 # The possible image sizes on a CPU, each with a limit in seconds. A size is chosen if an iteration of the
 # official training step at 64x64 takes less than its limit; the whole proof then takes about a minute.
-SIZES = {128: 0.6, 96: 1.4, 64: math.inf}
+SIZES, TRIED_SIZE = {128: 0.6, 96: 1.4, 64: math.inf}, 64
 
 
-def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> tuple[list[Batch], str]:
+def batches_of(
+    options: argparse.Namespace, config: TrainConfig, size: int, log: Callable[[str], None]
+) -> tuple[list[Batch], str]:
     """Return the samples that both providers train on, and a description of their source.
 
     Raises UserError if the images cannot be read, or if no sample is without a single-colour image.
     """
+    recipe = config.make_recipe()
     with tempfile.TemporaryDirectory() as folder:
-        data = DataConfig(
-            data_A=options.data_A,
-            data_B=options.data_B,
-            skip_bad_images=True,
-            load_size=math.ceil(size * 286 / 256),
-            crop_size=size,
+        data, origin = _data_of(options, config.data, size, Path(folder))
+        images = find_images(data, options.seed, log, None, recipe.requirements, recipe.layouts)
+        count_A, count_B = len(images.train_A), len(images.train_B)
+        plan = Plan(
+            options.seed,
+            count_A,
+            count_A if images.is_paired else count_B,
+            numbers=recipe.numbers_per_sample,
+            paired=images.is_paired,
         )
-        origin = f"{options.data_A} and {options.data_B}"
-        if options.data_A is None:
-            builtin.write(Path(folder), options.seed)
-            data = dataclasses.replace(data, dataroot=Path(folder), data_A=None, data_B=None)
-            origin = "the built-in shapes"
-        required = ImageRequirements.of(NETWORKS)
-        images, fit = find_images(data, options.seed, log, None, required), Fit.of(data)
-        a, b = Source(images.train_A, fit, images.checked), Source(images.train_B, fit, images.checked)
-        plan = Plan(options.seed, len(images.train_A), len(images.train_B))
-        loader = FolderLoader(a, b, plan, torch.device("cpu"))
-        varied, flat = varied_samples(loader)
+        sources = sources_of(images, data, recipe.requirements)
+        varied, flat = varied_samples(FolderLoader(sources, plan, torch.device("cpu")))
     if not varied:
         raise UserError(
             f"cannot check parity: each of the {MAX_SAMPLES} samples tried contains an image of a single"
@@ -89,9 +83,42 @@ def batches_of(options: argparse.Namespace, size: int, log: Callable[[str], None
         )
     if flat:
         log(f"skipped, because parity cannot be checked on images of a single colour: {join_names(flat)}")
-    moved = [dataclasses.replace(batch, A=batch.A.to(DEVICE), B=batch.B.to(DEVICE)) for batch in varied]
-    count = f"{len(images.train_A)} and {len(images.train_B)} images"
-    return moved, f"{count} (not counting held-out images) from {origin}"
+    moved = [batch.with_images(lambda images: images.to(DEVICE)) for batch in varied]
+    return moved, f"{_counted(images)} (not counting held-out images) from {origin}"
+
+
+def _data_of(
+    options: argparse.Namespace, defaults: DataConfig, size: int, folder: Path
+) -> tuple[DataConfig, str]:
+    """Return the settings of the images of ``size`` x ``size``, and a description of their source.
+
+    Without images in ``options``, the built-in ones are drawn into ``folder``. The layout is that of
+    ``defaults``; in the layout aligned, built-in images of the same number are a pair.
+    """
+    if defaults.dataset_mode == "single" and options.dataroot is None:
+        raise UserError(f"--model {options.model} trains on single images: give their folder as --dataroot")
+    data = dataclasses.replace(
+        defaults,
+        dataroot=options.dataroot,
+        data_A=options.data_A,
+        data_B=options.data_B,
+        skip_bad_images=True,
+        load_size=math.ceil(size * 286 / 256),
+        crop_size=size,
+    )
+    if options.data_A is not None:
+        return data, f"{options.data_A} and {options.data_B}"
+    if options.dataroot is not None:
+        return data, str(options.dataroot)
+    builtin.write(folder, options.seed)
+    return dataclasses.replace(data, dataroot=folder), "the built-in shapes"
+
+
+def _counted(images: Images) -> str:
+    count_A, count_B = len(images.train_A), len(images.train_B)
+    if images.layout == "single":
+        return f"{count_A} images"
+    return f"{count_A} pairs" if images.is_paired else f"{count_A} and {count_B} images"
 
 
 def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
@@ -117,43 +144,53 @@ def varied_samples(loader: Loader) -> tuple[list[Batch], list[str]]:
 
 
 def _least_deviation(batch: Batch) -> float:
-    return min(deviation(image) for image in (*batch.A, *batch.B))
+    return min(deviation(image) for images in batch.images.values() for image in images)
 
 
-def suitable_size() -> tuple[int, str]:
+def suitable_size(config: TrainConfig) -> tuple[int, str]:
     """Choose an image size with which the proof takes about a minute. Returns it with the reason."""
+    required = config.make_recipe().requirements
+    multiple = required.size_multiple
     if DEVICE == "cuda":
-        return 256, "the default size"
-    step = train_step("official", plain_networks(NETWORKS), DEVICE, config=NETWORKS)
-    noise = torch.rand(1, 3, 64, 64) * 2 - 1
-    plan = Plan(0, 9, 9)
-    batch = Batch(noise, noise, [""], [""], [plan.sample(1, 0)])
+        return math.ceil(256 / multiple) * multiple, "the default size"
+    if TRIED_SIZE % multiple:
+        return least_size(config), "the smallest size that these networks accept; --size overrides it"
+    step = train_step("official", plain_networks(config), DEVICE, config)
+    plan = Plan(0, 9, 9, numbers=config.make_recipe().numbers_per_sample)
+    batch = random_batch(TRIED_SIZE, plan, 0, required.channels)
     step.run(batch)
     start = time.perf_counter()
     step.run(batch)
     seconds = time.perf_counter() - start
-    size = next(size for size, most in SIZES.items() if seconds < most)
-    slow = f"an iteration of the official training step at 64x64 takes {seconds:.1f} s here"
-    return size, f"chosen because {slow}; --size overrides it"
+    size = next(size for size, most in SIZES.items() if seconds < most and size % multiple == 0)
+    slow = f"an iteration of the official training step at {TRIED_SIZE}x{TRIED_SIZE} takes {seconds:.1f} s"
+    return size, f"chosen because {slow} here; --size overrides it"
 
 
-def prove(batches: Sequence[Batch], ours: str, end: float, fault: bool, log: Callable[[str], None]) -> Proof:
+def prove(
+    config: TrainConfig,
+    batches: Sequence[Batch],
+    ours: str,
+    end: float,
+    fault: bool,
+    log: Callable[[str], None],
+) -> Proof:
     """Compare both providers with float64, then time them alternately.
 
     Timing ends when the monotonic clock reaches ``end``. If parity fails, the proof has no rows. Raises
     Undecided if the images cannot show whether parity holds.
     """
-    nets = plain_networks(NETWORKS)
-    judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, LossConfig(), NETWORKS)
-    proof = Proof(judge.float64_difference(), {}, [], {})
-    size = batches[0].A.shape[2]
+    nets = plain_networks(config)
+    judge = Judge(nets, batches[: STEPS[DEVICE]], DEVICE, config)
+    proof = Proof(config, judge.float64_difference(), {}, [], {})
+    code = code_of("step", batches[0].A.shape[2], 1, config)
     entrants = {}
     for name in ("official", ours):
         memory = PeakMemory()
         log(f"{PROVIDERS[name].title}: comparing {STEPS[DEVICE]} iterations with float64")
-        step = train_step(name, nets, DEVICE, config=NETWORKS, fault=fault and PROVIDERS[name].ours)
+        step = train_step(name, nets, DEVICE, config, fault=fault and PROVIDERS[name].ours)
         first = judge.first_iterations(name, step, memory)
-        remember_compiled(name, code_of("step", size, 1, NETWORKS), DEVICE)
+        remember_compiled(name, code, DEVICE)
         proof.differences[name], proof.steps[name] = first.differences, step
         info = {"precision": step.precision, "peak_bytes": first.peak_bytes, "first_s": first.seconds[0]}
         entrants[name] = _entrant(step, batches, info)
@@ -182,7 +219,8 @@ def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) ->
         for _ in range(stride):
             step.run(batches[next(numbers) % len(batches)])
 
-    info |= {"operations": stride, "pictures": 2 * len(batches[0].A) * stride}
+    pictures = sum(len(images) for images in batches[0].images.values())
+    info |= {"operations": stride, "pictures": pictures * stride}
     return Entrant(run, info=info, cold=True)
 
 
@@ -191,12 +229,7 @@ def _entrant(step: TrainStep, batches: Sequence[Batch], info: dict[str, Any]) ->
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="prove.py", description=str(__doc__).split("\n\n")[0])
-    parser.add_argument(
-        "--data_A", "--data-A", type=Path, metavar="DIR", help="folder of domain A (default: built-in shapes)"
-    )
-    parser.add_argument(
-        "--data_B", "--data-B", type=Path, metavar="DIR", help="folder of domain B (default: built-in shapes)"
-    )
+    _add_images(parser)
     parser.add_argument(
         "--size", type=int, help="image size in pixels (default: 256 on a GPU, 64 to 128 without one)"
     )
@@ -230,11 +263,37 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is trained, and on which images."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default=ModelSettings.model,
+        help="recipe to train, one with an official training step (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dataroot",
+        type=Path,
+        metavar="DIR",
+        help="dataset folder, as for train.py (default: built-in shapes)",
+    )
+    parser.add_argument(
+        "--data_A",
+        "--data-A",
+        type=Path,
+        metavar="DIR",
+        help="folder of domain A, in place of --dataroot (default: built-in shapes)",
+    )
+    parser.add_argument(
+        "--data_B", "--data-B", type=Path, metavar="DIR", help="folder of domain B, given with --data_A"
+    )
+
+
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if (options.data_A is None) != (options.data_B is None):
         parser.error("--data_A and --data_B must be given together")
-    if options.size is not None and (options.size < LEAST_SIZE or options.size % 4):
-        parser.error(f"--size must be a multiple of 4, at least {LEAST_SIZE}, got {options.size}")
+    if options.dataroot is not None and options.data_A is not None:
+        parser.error("give either --dataroot, or --data_A and --data_B, but not both")
     if options.seed < 0:
         parser.error(f"--seed must not be negative, got {options.seed}")
     if not options.seconds > 0:
@@ -248,7 +307,14 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"--output {options.output}: no permission to write there, or it is a folder")
 
 
-def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]) -> str:
+def _check_size(size: int, config: TrainConfig) -> None:
+    """Raise UserError if parity of the networks of ``config`` cannot be checked on images of ``size``."""
+    multiple, least = config.make_recipe().requirements.size_multiple, least_size(config)
+    if size < least or size % multiple:
+        raise UserError(f"--size must be a multiple of {multiple}, at least {least}, got {size}")
+
+
+def _compiled(options: argparse.Namespace, config: TrainConfig, size: int, log: Callable[[str], None]) -> str:
     """Return the name of fastcyclegan's provider: with --compile, unless it is turned off or impossible.
 
     ``log`` receives a line if compiling will take long, or the reason why it is not possible.
@@ -260,7 +326,7 @@ def _compiled(options: argparse.Namespace, size: int, log: Callable[[str], None]
     except Unavailable as reason:
         log(f"not compiled: {reason}")
         return "ours"
-    if seconds_to_compile("ours_compiled", code_of("step", size, 1, NETWORKS), DEVICE) > 60:
+    if seconds_to_compile("ours_compiled", code_of("step", size, 1, config), DEVICE) > 60:
         log("compiling fastcyclegan first, which can take two minutes; later runs reuse the compiler's cache")
     return "ours_compiled"
 
@@ -287,6 +353,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, log: Callable[[str], None]) -> int:
     started = time.monotonic()
+    config = compared_config(options.model)
+    if options.size is not None:
+        _check_size(options.size, config)
     about = machine()
     log(
         f"{about['hardware']}; torch {about['torch']}, Triton {about['triton']}, Python {about['python']},"
@@ -295,11 +364,12 @@ def _main(options: argparse.Namespace, log: Callable[[str], None]) -> int:
     if options.size is not None:
         size, reason = options.size, "set by --size"
     else:
-        size, reason = suitable_size()
-    batches, origin = batches_of(options, size, log)
-    log(f"training at {size}x{size} ({reason}), batch 1, {NETWORKS.netG}, identity loss on; {origin}")
-    ours = _compiled(options, size, log)
-    proof = prove(batches, ours, started + options.seconds, options.plant_fault, log)
+        size, reason = suitable_size(config)
+    batches, origin = batches_of(options, config, size, log)
+    recipe = config.make_recipe()
+    log(f"training {recipe.title} at {size}x{size} ({reason}), batch 1, {recipe.architecture}; {origin}")
+    ours = _compiled(options, config, size, log)
+    proof = prove(config, batches, ours, started + options.seconds, options.plant_fault, log)
     log("")
     for line in differences_table(proof, ours, STEPS[DEVICE]):
         log(line)

@@ -4,9 +4,10 @@ They are the official training step, as people run it today and at its fastest, 
 and without --compile. On a CPU, that flag only selects bf16, because the C++ kernels replace the compiler;
 there, fastcyclegan without its kernels is compared as well. All benches take them from the table PROVIDERS.
 
-A provider of training steps receives the initial weights of the four networks, and then batches. All start
-from the same weights. ``fault`` injects an error, for the tests of the benches: no figure may be reported for
-a provider that computes a wrong result. ``generator_providers.py`` has the providers of generators.
+A provider of training steps trains any recipe that has a baseline (baselines.py). It receives the initial
+weights of the recipe's networks, and then batches. All start from the same weights. ``fault`` injects an
+error, for the tests of the benches: no figure may be reported for a provider that computes a wrong result.
+``generator_providers.py`` has the providers of generators.
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.official_order import OfficialCycleGAN
+from bench.baselines import Fakes, Wrap, baseline_of
 from bench.timing import Unavailable
-from fastcyclegan import reference
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.config import EngineConfig, TrainConfig, default_config, with_changes
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine, replaces_compiler, resolve_precision, why_not_compiled
 from fastcyclegan.nn.networks import Impl
-from fastcyclegan.recipes.cyclegan import CycleGANRecipe, build_networks
-from fastcyclegan.testing import copy_of, seeded_networks
+from fastcyclegan.testing import copy_of
 
 # Rounded to fp32: on a GPU fused Adam reads its learning rate in fp32, even for float64 weights, and 2e-4
 # itself would be off by 2.5e-8 there.
@@ -126,7 +125,7 @@ PROVIDERS = {
 OFFICIAL_CHANNELS_LAST = Provider("official order, channels_last", channels_last=True)
 # PyTorch's implementations in each precision. No provider has to be closer to float64 than the least accurate
 # of these.
-BASELINES: dict[str, tuple[str | Provider, ...]] = {
+OFFICIAL_BY_PRECISION: dict[str, tuple[str | Provider, ...]] = {
     "fp32": ("official", OFFICIAL_CHANNELS_LAST),
     "bf16": ("official_bf16",),
 }
@@ -162,39 +161,36 @@ class TrainStep:
     """The training iteration of a provider.
 
     ``run`` takes a batch and returns its losses in fastcyclegan's order. ``nets`` contains the networks under
-    fastcyclegan's names.
+    the recipe's names.
     """
 
     run: Callable[[Batch], Tensor]
     nets: dict[str, nn.Module]
     precision: str
     state: Callable[[], Any]
-    """Returns everything that carries over to the next iteration: weights, moments, pools."""
+    """Returns everything that carries over to the next iteration: weights, moments, the recipe's state."""
     optimizers: list[torch.optim.Optimizer]
-    mark: Callable[[Callable[[Callable[..., Any]], Callable[..., Any]]], None]
+    mark: Callable[[Wrap], None]
     """Wraps the function that starts the discriminators' phase, so that a profile shows where it starts."""
-    fakes: Callable[[int], Tensor]
-    """Returns the first n generated images of domain B and of domain A, [2, n, C, H, W]. They come from the
-    pools of the timed step, which store all generated images until they are full.
-    """
+    fakes: Fakes
+    """Returns the first images that the timed step generated, [kinds, n, C, H, W]."""
 
 
 def train_step(
     provider: str | Provider,
     nets: Mapping[str, nn.Module],
     device: str,
-    loss: LossConfig = LossConfig(),
+    config: TrainConfig = default_config(),
     dtype: torch.dtype = torch.float32,
-    config: ModelConfig = ModelConfig(),
     fault: bool = False,
     options: EngineConfig = EngineConfig(),
 ) -> TrainStep:
     """Return the training step of ``provider`` with the weights of ``nets``.
 
-    ``provider`` can be a key of PROVIDERS. ``config`` is the configuration of ``nets``, and ``options`` are
-    those of fastcyclegan's engine. With ``dtype`` float64, no provider uses autocast, and the official
-    training step is the truth that other results are compared with. Raises Unavailable if the provider cannot
-    run on ``device``.
+    ``provider`` can be a key of PROVIDERS. ``config`` names the recipe, and contains the settings of ``nets``
+    and of the losses; ``options`` are those of fastcyclegan's engine. With ``dtype`` float64, no provider
+    uses autocast, and the official training step is the truth that other results are compared with. Raises
+    Unavailable if the provider cannot run on ``device``, and UserError if the recipe has no baseline.
     """
     if isinstance(provider, str):
         provider = PROVIDERS[provider]
@@ -202,16 +198,16 @@ def train_step(
     if fault:
         nets = faulty_copies(nets)
     if provider.ours:
-        return _ours(provider, nets, device, loss, dtype, config, options)
-    official = _Official(provider, nets, device, loss, dtype)
+        return _ours(provider, nets, device, config, dtype, options)
+    official = _Official(provider, nets, device, config, dtype)
     return TrainStep(
         official.step,
         official.nets,
         official.precision,
         official.state,
-        official.optimizers,
-        official.mark,
-        official.fakes,
+        official.order.optimizers,
+        official.order.mark,
+        official.order.fakes,
     )
 
 
@@ -225,34 +221,34 @@ def _ours(
     provider: Provider,
     nets: Mapping[str, nn.Module],
     device: str,
-    loss: LossConfig,
+    config: TrainConfig,
     dtype: torch.dtype,
-    config: ModelConfig,
     options: EngineConfig,
 ) -> TrainStep:
     precision = _precision(provider, device, dtype)
     if provider.impl != "auto":
-        config = replace(config, impl=provider.impl)
-    networks = {name: net.to(dtype) for name, net in build_networks(config).items()}
+        config = with_changes(config, {"model": {"impl": provider.impl}})
+    recipe = config.make_recipe()
+    networks = {name: net.to(dtype) for name, net in recipe.build_networks().items()}
     for name, net in networks.items():
         net.load_state_dict(nets[name].state_dict())
-    recipe = CycleGANRecipe(loss)
     engine = Engine(
         recipe,
         networks,
-        OptimConfig(),
+        config.optim,
         torch.device(device),
         precision,
         provider.compiles(device),
         options,
     )
 
-    def fakes(count: int) -> Tensor:
-        return torch.stack([torch.stack(list(recipe.pools[side].slots[:count])) for side in "BA"])  # type: ignore[index]
-
-    def mark(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        generators, discriminators = engine.phases
-        engine.phases = (generators, replace(discriminators, run=wrap(discriminators.run)))
+    def mark(wrap: Wrap) -> None:
+        phases = []
+        for phase in engine.phases:
+            if phase.trains and set(phase.trains).isdisjoint(recipe.generators):
+                phase = replace(phase, run=wrap(phase.run))
+            phases.append(phase)
+        engine.phases = tuple(phases)
 
     optimizers: list[torch.optim.Optimizer] = list(engine.optimizers.values())
     return TrainStep(
@@ -262,7 +258,7 @@ def _ours(
         engine.state_dict,
         optimizers,
         mark,
-        fakes,
+        baseline_of(recipe.name).fakes(engine),
     )
 
 
@@ -284,18 +280,19 @@ class _Compiled(nn.Module):
 
 
 class _Official:
-    """The official training step on its own copy of the weights, with the members of a TrainStep."""
+    """The official training step on its own copy of the weights, as ``provider`` runs it."""
 
     def __init__(
         self,
         provider: Provider,
         nets: Mapping[str, nn.Module],
         device: str,
-        loss: LossConfig,
+        config: TrainConfig,
         dtype: torch.dtype,
     ) -> None:
-        self.provider, self.device, self.dtype, self.loss = provider, device, dtype, loss
+        self.provider, self.device, self.dtype = provider, device, dtype
         self.precision = _precision(provider, device, dtype)
+        self.loss_names = config.make_recipe().loss_names
         self.nets: dict[str, nn.Module] = {}
         run: dict[str, nn.Module] = {}
         for name, net in copy_of(nets, dtype).items():
@@ -303,19 +300,7 @@ class _Official:
             self.nets[name] = run[name] = placed
             if provider.mode is not None:
                 run[name] = _Compiled(placed, provider.mode)
-        self.model = OfficialCycleGAN(
-            run["G_AB"],
-            run["G_BA"],
-            run["D_B"],
-            run["D_A"],
-            gan_mode=loss.gan_mode,
-            pool_size=loss.pool_size,
-            lr=LR,
-            lambda_A=loss.lambda_A,
-            lambda_B=loss.lambda_B,
-            lambda_identity=loss.lambda_identity,
-        )
-        self.optimizers: list[torch.optim.Optimizer] = [self.model.optimizer_G, self.model.optimizer_D]
+        self.order = baseline_of(config.model.model).official(run, config, LR)
 
     def _placed(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype).contiguous(memory_format=self.provider.layout)
@@ -324,27 +309,16 @@ class _Official:
         """Run one iteration and return its losses in fastcyclegan's order."""
         if self.provider.mode == "max-autotune":
             torch.compiler.cudagraph_mark_step_begin()
-        self.model.set_input(self._placed(batch.A), self._placed(batch.B))
+        placed = batch.with_images(self._placed)
         autocast = torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
         with autocast, tf32(not self.provider.strict):
-            self.model.optimize_parameters()
-        losses = []
-        for name, value in self.model.losses().items():
-            if self.loss.lambda_identity > 0 or not name.startswith("idt"):
-                losses.append(torch.as_tensor(value))
-        return torch.stack(losses).detach()
+            losses = self.order.run(placed)
+        return torch.stack([losses[name] for name in self.loss_names]).detach()
 
     def state(self) -> Any:
         weights = [list(net.parameters()) for net in self.nets.values()]
-        moments = [optimizer.state_dict()["state"] for optimizer in self.optimizers]
-        return [weights, moments, self.model.fake_A_pool.images, self.model.fake_B_pool.images]
-
-    def fakes(self, count: int) -> Tensor:
-        pools = (self.model.fake_B_pool, self.model.fake_A_pool)
-        return torch.stack([torch.cat(pool.images[:count]) for pool in pools])
-
-    def mark(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        self.model.backward_D_basic = wrap(self.model.backward_D_basic)  # type: ignore[method-assign]
+        moments = [optimizer.state_dict()["state"] for optimizer in self.order.optimizers]
+        return [weights, moments, self.order.state()]
 
 
 def tf32(allowed: bool) -> AbstractContextManager[Any]:
@@ -355,21 +329,3 @@ def tf32(allowed: bool) -> AbstractContextManager[Any]:
     if not torch.cuda.is_available():
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=allowed)
-
-
-def plain_networks(config: ModelConfig = ModelConfig(), seed: int = 0) -> dict[str, nn.Module]:
-    """Return the four networks, ResNet and PatchGAN, as plain PyTorch reference modules.
-
-    None of fastcyclegan's optimised code runs in them. Their initial weights are those that fastcyclegan's
-    networks get from ``seed``.
-    """
-    ours = seeded_networks(config, seed)
-    n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
-    plain: dict[str, nn.Module] = {}
-    for name, net in ours.items():
-        if name.startswith("G"):
-            plain[name] = reference.Generator(ngf=config.ngf, n_blocks=n_blocks)
-        else:
-            plain[name] = reference.Discriminator(ndf=config.ndf)
-        plain[name].load_state_dict(net.state_dict())
-    return plain

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.baselines import plain_networks
 from bench.gpu_outcome import Context
 from bench.parity import Judge
-from bench.providers import plain_networks
-from fastcyclegan.config import LossConfig
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.testing import random_batch
 from tests.bench.parts import ROOT
@@ -32,6 +31,5 @@ def judge() -> Judge:
         plain_networks(SMALL),
         [random_batch(32, Plan(0, 9, 9), n) for n in range(2)],
         "cpu",
-        LossConfig(),
         SMALL,
     )

@@ -38,7 +38,7 @@ def test_float64_parity_passes_on_the_faintest_8_bit_images(judge: Judge, faint:
         images[:, :, 10, 11] += 2 / 255
     else:
         images += torch.from_numpy(np.random.default_rng(0).integers(0, faint, images.shape)) * 2 / 255
-    batches = [replace(batch, A=images, B=images.flip(3)) for batch in judge.batches]
+    batches = [replace(batch, images={"A": images, "B": images.flip(3)}) for batch in judge.batches]
     assert replace(judge, batches=batches).float64_difference() < EXACT
 
 
@@ -47,8 +47,8 @@ def test_rejects_a_flat_image_and_reports_its_path(judge: Judge) -> None:
     flat = torch.tensor([0.1, -0.7, 0.9]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     first, second = judge.batches
     batches = [
-        replace(first, paths_A=["a.png"], paths_B=["b.png"]),
-        replace(second, B=flat, paths_A=["c.png"], paths_B=["d.png"]),
+        replace(first, paths={"A": ["a.png"], "B": ["b.png"]}),
+        replace(second, images={"A": second.A, "B": flat}, paths={"A": ["c.png"], "B": ["d.png"]}),
     ]
     assert flat_images(batches) == ["d.png"]
     with pytest.raises(Undecided, match=r"^d\.png: images of a single colour"):
@@ -63,7 +63,10 @@ def test_parity_is_undecided_if_rounding_leaves_nothing_to_compare(judge: Judge)
     """
     dot = torch.full((1, 3, 32, 32), 0.6)
     dot[:, :, 10, 11] += 2 / 255
-    batches = [replace(batch, A=dot, B=dot, paths_A=["a.png"], paths_B=["b.png"]) for batch in judge.batches]
+    batches = [
+        replace(batch, images={"A": dot, "B": dot}, paths={"A": ["a.png"], "B": ["b.png"]})
+        for batch in judge.batches
+    ]
     faint = replace(judge, batches=batches, _traces={})
     verdicts = faint.judge("official_bf16", step_of("official_bf16", faint))
     with pytest.raises(

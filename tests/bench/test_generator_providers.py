@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.baselines import plain_networks
 from bench.generator_providers import GENERATOR_BUILD_ORDER, GENERATORS, generator
 from bench.other_runtimes import exported, package, with_plain_norms
-from bench.providers import plain_networks
 from bench.timing import Unavailable
 from fastcyclegan.testing import relative_error
 from tests.bench.small_steps import SMALL
@@ -121,7 +121,7 @@ def test_a_signal_is_handled_after_the_other_runtimes_were_used(runtime: str) ->
     script = f"""
 import faulthandler, gc, os, signal, torch
 from bench.other_runtimes import translator
-from bench.providers import plain_networks
+from bench.baselines import plain_networks
 from tests.bench.small_steps import SMALL
 
 faulthandler.enable()

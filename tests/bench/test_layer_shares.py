@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bench import layer_shares
+from bench.baselines import plain_networks
 from bench.layer_shares import Call, recorded
-from bench.providers import LR, plain_networks
+from bench.providers import LR
 from bench.step_work import layers_of
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.kernels.cpu.library import why_not_cpp
@@ -28,7 +29,7 @@ def flops_of(calls: Counter[Call], work: str) -> float:
 @needs_kernels
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_iteration_is_recorded_and_not_changed(precision: str) -> None:
-    plain, observed = (make_engine(seeded_networks(SMALL), precision=precision) for _ in range(2))
+    plain, observed = (make_engine(seeded_networks(SMALL.model), precision=precision) for _ in range(2))
     expected = plain.step(BATCH, LR)
     with recorded() as calls:
         losses = observed.step(BATCH, LR)
@@ -51,7 +52,7 @@ def test_an_iteration_is_recorded_and_not_changed(precision: str) -> None:
 def test_prints_every_call_and_the_whole_iteration(
     precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(layer_shares, "NETWORKS", SMALL)
+    monkeypatch.setattr(layer_shares, "NETWORKS", SMALL.model)
     monkeypatch.setattr(layer_shares, "ROUNDS", 1)
     assert layer_shares.main(["--size", str(SIZE), "--precision", precision]) == 0
     output = capsys.readouterr().out

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from bench import parity, providers
+from bench.baselines import plain_networks
 from bench.flat_images import is_flat
 from bench.parity import EXACT, FORWARD, Difference, Judge, Trace, differences, require
-from bench.providers import TrainStep, plain_networks, train_step
-from fastcyclegan.config import LossConfig
+from bench.providers import TrainStep, train_step
+from fastcyclegan.config import TrainConfig, with_changes
 from fastcyclegan.data import builtin
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
@@ -105,8 +106,11 @@ def flat_in_the_corner(domain: str, size: int) -> list[torch.Tensor]:
 
 def built_in(size: int) -> Judge:
     pairs = zip(flat_in_the_corner("A", size), flat_in_the_corner("B", size), strict=True)
-    batches = [replace(random_batch(size, Plan(0, 9, 9), n), A=A, B=B) for n, (A, B) in enumerate(pairs)]
-    return Judge(plain_networks(SMALL), batches, "cpu", LossConfig(), SMALL)
+    batches = [
+        replace(random_batch(size, Plan(0, 9, 9), n), images={"A": A, "B": B})
+        for n, (A, B) in enumerate(pairs)
+    ]
+    return Judge(plain_networks(SMALL), batches, "cpu", SMALL)
 
 
 def other_eps(step: TrainStep) -> None:
@@ -127,14 +131,15 @@ def setting(name: str, value: Any) -> Callable[[TrainStep], None]:
     return plant
 
 
-FAULTS: dict[str, tuple[LossConfig, Callable[[TrainStep], None]]] = {
-    "one eps 1e-4": (LossConfig(), other_eps),
-    "zero padding in one layer": (LossConfig(), zero_padding),
-    "cycle weight 10.001": (LossConfig(lambda_A=10.001), lambda step: None),
+# A change of a loss in fastcyclegan's step, and another fault in it.
+FAULTS: dict[str, tuple[dict[str, float], Callable[[TrainStep], None]]] = {
+    "one eps 1e-4": ({}, other_eps),
+    "zero padding in one layer": ({}, zero_padding),
+    "cycle weight 10.001": ({"lambda_A": 10.001}, lambda step: None),
     # The weight is not 0, because that would also remove the names of the losses.
-    "no identity": (LossConfig(lambda_identity=1e-30), lambda step: None),
-    "Adam's eps 1e-7": (LossConfig(), setting("eps", 1e-7)),
-    "Adam's beta2 0.9991": (LossConfig(), setting("betas", (0.5, 0.9991))),
+    "no identity": ({"lambda_identity": 1e-30}, lambda step: None),
+    "Adam's eps 1e-7": ({}, setting("eps", 1e-7)),
+    "Adam's beta2 0.9991": ({}, setting("betas", (0.5, 0.9991))),
 }
 
 
@@ -144,8 +149,10 @@ def test_float64_parity_detects_subtle_faults_on_built_in_images(
 ) -> None:
     loss, plant = FAULTS[fault]
 
-    def faulty(name: str, nets: Any, device: str, correct: LossConfig, *others: Any) -> TrainStep:
-        step = train_step(name, nets, device, loss if name == "ours" else correct, *others)
+    def faulty(name: str, nets: Any, device: str, config: TrainConfig, *others: Any) -> TrainStep:
+        if name == "ours":
+            config = with_changes(config, {"loss": loss})
+        step = train_step(name, nets, device, config, *others)
         if name == "ours":
             plant(step)
         return step
@@ -209,7 +216,7 @@ def test_later_iterations_in_16_bits_are_compared_from_their_starting_weights(ju
     Earlier updates therefore do not matter. In this test the whole second iteration runs with other weights,
     and the float64 reference starts from the same ones.
     """
-    step = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
+    step = train_step("official", judge.nets, "cpu", SMALL, torch.float64)
     run, runs = step.run, iter(range(9))
 
     def diverging(batch: Any) -> Any:
@@ -229,7 +236,7 @@ def test_later_iterations_in_16_bits_are_compared_from_their_starting_weights(ju
     assert all(judge._with_own_truth(trace, "bf16").error_of(name, judge.truth) > 1e-3 for name in names)
     for start, net in zip(trace.starts[0].values(), step.nets.values(), strict=True):
         start.update(net.state_dict())
-    again = train_step("official", judge.nets, "cpu", judge.loss, torch.float64, SMALL)
+    again = train_step("official", judge.nets, "cpu", SMALL, torch.float64)
     for name, net in again.nets.items():
         net.load_state_dict(trace.starts[0][name])
     exact = Trace(

@@ -18,16 +18,17 @@ import torch
 from PIL import Image
 
 from bench import prove
+from bench.baselines import plain_networks
 from bench.parity import EXACT, FORWARD, Judge, require
-from bench.providers import Provider, Unavailable, plain_networks, train_step
-from fastcyclegan.config import LossConfig, ModelConfig
+from bench.providers import Provider, Unavailable, train_step
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.kernels.cpu.library import why_not_cpp
+from tests.bench.small_steps import SMALL
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prove, "NETWORKS", ModelConfig(netG="resnet_1blocks", ngf=8, ndf=8))
+    monkeypatch.setattr(prove, "compared_config", lambda model: SMALL)
 
 
 def run(*arguments: str, folder: Path) -> int:
@@ -37,8 +38,8 @@ def run(*arguments: str, folder: Path) -> int:
 def test_prints_and_draws_a_passing_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--no_compile", folder=tmp_path) == 0
     logged = capsys.readouterr().out
-    settings = "training at 32x32 (set by --size), batch 1, resnet_1blocks, identity loss on"
-    assert f"{settings}; 200 and 200 images" in logged
+    settings = "training CycleGAN at 32x32 (set by --size), batch 1, resnet_1blocks (ngf 8, instance norm)"
+    assert f"{settings} and basic (ndf 8); 200 and 200 images" in logged
     for quantity in (
         "losses of iteration 1",
         "images of iteration 1",
@@ -83,23 +84,20 @@ def silent(line: str) -> None:
 
 
 def built_in(size: int, seed: int) -> list[Batch]:
-    return prove.batches_of(prove.parse(["--seed", str(seed)]), size, silent)[0]
+    return prove.batches_of(prove.parse(["--seed", str(seed)]), SMALL, size, silent)[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("size", prove.SIZES)
 def test_checks_parity_correctly_on_built_in_images_of_every_size(size: int, seed: int) -> None:
     judge = Judge(
-        plain_networks(prove.NETWORKS),
+        plain_networks(SMALL),
         built_in(size, seed)[: prove.STEPS["cpu"]],
         "cpu",
-        LossConfig(),
-        prove.NETWORKS,
+        SMALL,
     )
     assert judge.float64_difference() <= EXACT
-    correct, faulty = (
-        train_step("ours", judge.nets, "cpu", config=prove.NETWORKS, fault=fault) for fault in (False, True)
-    )
+    correct, faulty = (train_step("ours", judge.nets, "cpu", SMALL, fault=fault) for fault in (False, True))
     require("ours", judge.judge("ours", correct))
     assert not any(d.passes for d in judge.judge("ours", faulty) if d.quantity in FORWARD)
 
@@ -110,7 +108,7 @@ def test_slower_machines_get_smaller_images(
 ) -> None:
     readings = itertools.count(0, seconds)
     monkeypatch.setattr(prove, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
-    chosen, reason = prove.suitable_size()
+    chosen, reason = prove.suitable_size(SMALL)
     assert chosen == size
     assert f"takes {seconds:.1f} s here" in reason
 
@@ -167,7 +165,7 @@ def test_uses_the_samples_with_the_most_contrast_first(tmp_path: Path) -> None:
         return 100 + noise(n) // (n + 2)
 
     folders = ["--data_A", folder_of(tmp_path / "A", noise), "--data_B", folder_of(tmp_path / "B", fainter)]
-    batches, _ = prove.batches_of(prove.parse(folders), 32, silent)
+    batches, _ = prove.batches_of(prove.parse(folders), SMALL, 32, silent)
     assert len(batches) == prove.INPUTS
     deviations = [batch.B.std().item() for batch in batches]
     assert deviations == sorted(deviations, reverse=True)
@@ -228,7 +226,6 @@ def test_runs_on_the_users_own_images(
     ("arguments", "message"),
     [
         ("--data_A {0}", "--data_A and --data_B must be given together"),
-        ("--size 30", "--size must be a multiple of 4, at least 32, got 30"),
         ("--seconds 0", "--seconds must be more than 0"),
         ("--output {0}/nowhere/proof.png", "--output must be a .png file in an existing folder"),
         ("--output proof.jpg", "--output must be a .png"),
@@ -241,6 +238,15 @@ def test_reports_bad_arguments(
         prove.main(arguments.format(tmp_path).split())
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_reports_a_size_that_the_networks_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size in ("30", "28"):
+        assert prove.main(["--size", size, "--output", str(tmp_path / "proof.png")]) == 2
+        assert capsys.readouterr().err == f"error: --size must be a multiple of 4, at least 32, got {size}\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_reports_missing_images_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

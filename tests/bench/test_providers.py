@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from bench import compile_costs, providers
+from bench.baselines import plain_networks
 from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.generator_providers import generator
 from bench.parity import Judge
-from bench.providers import PROVIDERS, TrainStep, plain_networks, train_step
+from bench.providers import PROVIDERS, TrainStep, train_step
 from bench.timing import Unavailable
 from fastcyclegan.engine import resolve_precision
 from fastcyclegan.kernels.cpu.library import why_not_cpp
@@ -24,7 +25,7 @@ STEP, GENERATOR = (code_of(kind, 32, 1, SMALL) for kind in ("step", "generator")
 
 
 def test_plain_networks_are_reference_modules_with_our_initial_weights() -> None:
-    plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL, seed=3)
+    plain, ours = plain_networks(SMALL, seed=3), seeded_networks(SMALL.model, seed=3)
     assert all(type(net).__module__ == "fastcyclegan.reference" for net in plain.values())
     for name, net in ours.items():
         assert all(
@@ -38,7 +39,7 @@ def no_compiler(device: torch.device) -> str:
 
 
 def made(name: str, judge: Judge) -> TrainStep:
-    return train_step(name, judge.nets, "cpu", judge.loss, config=SMALL)
+    return train_step(name, judge.nets, "cpu", SMALL)
 
 
 def computed(step: TrainStep) -> set[str]:
