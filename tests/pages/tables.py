@@ -55,6 +55,7 @@ SMALLER = {
     'netG="resnet_6blocks", load_size=143, crop_size=128': (
         'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0'
     ),
+    "load_size=64, crop_size=64, max_iters=2": "load_size=26, crop_size=24, max_iters=2",
     "n_epochs=50, n_epochs_decay=50": "n_epochs=1, n_epochs_decay=0",
     "n_epochs=50,\n    n_epochs_decay=50": "n_epochs=1,\n    n_epochs_decay=0",
     "n_epochs_decay=60": "n_epochs_decay=1",
@@ -77,6 +78,10 @@ ELSEWHERE = {
     ".ci/run": "tests/test_project_files.py::test_ci_only_calls_the_script",
     "git clone *": "by hand: needs the network",
     "pipx run --spec . fastcyclegan-train": "by hand: needs pipx, and installs torch once more",
+    "pip install -e .": "tests/recipes/test_plug_in.py::test_help_shows_the_flags_of_the_recipe",
+    "python scripts/train.py --model sketch *": (
+        "tests/recipes/test_plug_in.py::test_it_trains_on_single_images_and_in_python"
+    ),
     "python -m pip install pre-commit && pre-commit install": "by hand: changes what git runs",
     "python -m pytest -m slow*": "by hand: takes longer than all other tests",
     "python scripts/compile_kernels.py": ".ci/run: python scripts/compile_kernels.py --arch sm_90",
