@@ -45,6 +45,9 @@ ROWS = (
 )
 
 
+RECIPE_NAMES = re.compile(r"(?<!fast)cycle_?gan|\bG_(AB|BA)\b|\bD_[AB]\b", re.IGNORECASE)
+
+
 def name_of(file: Path) -> str:
     """Return the dotted name of a module within the package. The kernels count as part of the package."""
     within = file.relative_to(ROOT if file.is_relative_to(ROOT / "kernels") else PACKAGE)
@@ -225,6 +228,20 @@ def test_every_module_has_tests(module: str) -> None:
         assert (ROOT / "tests" / ELSEWHERE[module]).exists()
     else:
         assert tests_of(module).exists()
+
+
+@pytest.mark.parametrize("place", ["engine", "training", "checkpoints", "inference", "api"])
+def test_what_serves_every_recipe_names_none(place: str) -> None:
+    """A recipe is one file: what trains, saves, loads and applies it uses only the interface."""
+    own = {"recipes.recipe", "recipes.registry"}
+    for module in (name for name in modules() if room(name) == place):
+        assert {name for name in used_by(module) if room(name) == "recipes"} <= own, module
+        nodes = list(ast.walk(ast.parse(modules()[module].read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        for text in texts:
+            is_named = RECIPE_NAMES.search(text.value) is not None
+            assert not is_named or id(text) in docstrings, f"{module}: {text.value}"
 
 
 def test_elsewhere_lists_only_existing_modules() -> None:
