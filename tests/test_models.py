@@ -14,9 +14,14 @@ from torch import Tensor, nn
 
 from fastcyclegan import CycleGAN, UserError, cli, load_generator, model_class, register_recipe
 from fastcyclegan.data.fit import ImageRequirements
+from fastcyclegan.data.sample_plan import Plan
+from fastcyclegan.engine import Engine
 from fastcyclegan.recipes import registry
 from fastcyclegan.recipes.recipe import Compile, Phase, PhaseResult, uncompiled
+from fastcyclegan.settings.engine import EngineConfig
+from fastcyclegan.settings.optim import OptimConfig
 from fastcyclegan.tensor_files import load_tensors, save_tensors
+from fastcyclegan.testing import random_batch, relative_error
 from tests.recipes.toys import NoiseToy, PairsToy, Pix2PixOrder
 
 SMALL: dict[str, Any] = {
@@ -248,11 +253,17 @@ def test_a_network_can_say_that_it_treats_each_image_separately() -> None:
     with pytest.raises(UserError, match=r"^--micro_batch would change the result: N is of type Net"):
         model_class("own")(**SMALL, batch_size=3, micro_batch=2).fit("pairs")
     Net.images_are_separate = True  # type: ignore[attr-defined]
-    models = [model_class("own")(**SMALL, batch_size=3, **more) for more in ({}, {"micro_batch": 2})]
-    for model in models:
-        model.fit("pairs")
-    one, other = (model.networks["N"].layer.weight for model in models)
-    assert torch.allclose(one, other, rtol=1e-4)
+    engines = []
+    for options in (EngineConfig(), EngineConfig(micro_batch=2)):
+        torch.manual_seed(0)
+        nets = {"N": Net().double()}
+        engines.append(Engine(Own(), nets, OptimConfig(), torch.device("cpu"), options=options))
+    for n in range(4):
+        batch = random_batch(16, Plan(0, 9, 9, 3, paired=True), n, dtype=torch.float64)
+        one, other = (engine.step(batch, 2e-4) for engine in engines)
+        assert relative_error(one, other) < 1e-9
+    for one, other in zip(*(engine.nets["N"].parameters() for engine in engines), strict=True):
+        assert relative_error(one, other) < 1e-9
 
 
 def test_a_row_of_samples_is_checked_before_anything_is_written() -> None:
