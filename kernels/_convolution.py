@@ -34,6 +34,17 @@ class AtenConvolution:
             return weight.shape[1] * self.groups
         return weight.shape[0]
 
+    def out_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of the output of convolving x [N, C, H, W] with ``weight``."""
+        sides = (self._out_side(x, weight, 0), self._out_side(x, weight, 1))
+        return x.shape[0], self.out_channels(weight), *sides
+
+    def _out_side(self, x: Tensor, weight: Tensor, i: int) -> int:
+        side, window = x.shape[2 + i], self.dilation[i] * (weight.shape[2 + i] - 1) + 1
+        if self.transposed:
+            return (side - 1) * self.stride[i] - 2 * self.padding[i] + window + self.output_padding[i]
+        return (side + 2 * self.padding[i] - window) // self.stride[i] + 1
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -66,12 +77,4 @@ class Convolution:
 
     def out_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """Return the shape of the output of convolving x with ``weight``."""
-        N, _, H, W = x.shape
-        channels = weight.shape[1] if self.transposed else weight.shape[0]
-        k = weight.shape[2]
-        return N, channels, self._out_side(H, k), self._out_side(W, k)
-
-    def _out_side(self, side: int, k: int) -> int:
-        if self.transposed:
-            return (side - 1) * self.stride - 2 * self.padding + k + self.output_padding
-        return (side + 2 * self.padding - k) // self.stride + 1
+        return self.aten.out_shape(x, weight)

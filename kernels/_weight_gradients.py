@@ -13,7 +13,8 @@ from torch import Tensor
 def each_weight(x: Tensor, *lists: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield one tuple per weight: its share of the images of x, then its entry in each of ``lists``."""
     count = len(lists[0])
-    shares = x.chunk(count) if x.shape[0] else [x] * count
+    # The gradient of a chunk is a copy, so one share is x itself.
+    shares = x.chunk(count) if x.shape[0] and count > 1 else [x] * count
     yield from zip(shares, *lists, strict=True)
 
 

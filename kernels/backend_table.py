@@ -77,6 +77,11 @@ def backend_of(op: str, x: Tensor, dtype: torch.dtype, weights: int, out_channel
     return "triton"
 
 
+def is_measured(device: torch.device) -> bool:
+    """Return whether there is a table for ``device``."""
+    return device.type == "cuda" and bool(_table(device.index))
+
+
 def describe_backends(device: torch.device) -> str:
     """Describe in one line which backend computes reflection-padded convolutions on ``device``.
 

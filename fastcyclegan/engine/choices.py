@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastcyclegan.engine.batching import why_not_batched
+from fastcyclegan.nn.layer_checks import has_triton_layers
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.settings.engine import EngineConfig
@@ -34,7 +35,7 @@ class EngineChoices:
     """Whether torch.compile handles what the kernels do not compute."""
     options: EngineConfig
     kernel_networks: frozenset[str]
-    """Names of the networks that the Triton kernels compute."""
+    """Names of the networks of which the Triton kernels compute layers."""
     cpp_networks: frozenset[str]
     """Names of the networks that the C++ kernels compute, together with PyTorch's convolutions."""
     eager_networks: tuple[str, ...]
@@ -112,7 +113,9 @@ def choose(
     ``can_capture`` is whether iterations can be captured at all.
     """
     on_gpu, overlap = device.type == "cuda", options.overlap
-    kernels = frozenset(name for name, net in nets.items() if computed_by(net) == "triton")
+    kernels = frozenset(
+        name for name, net in nets.items() if computed_by(net) == "triton" and has_triton_layers(net)
+    )
     cpp = frozenset(name for name, net in nets.items() if computed_by(net) == "cpp")
     has_kernels = len(kernels) > 0
     left = [name for name in nets if name not in kernels | cpp and name not in recipe.twice_differentiated]

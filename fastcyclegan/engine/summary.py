@@ -10,7 +10,8 @@ from torch import nn
 from fastcyclegan.engine.batching import why_not_batched, why_not_together
 from fastcyclegan.engine.choices import EngineChoices
 from fastcyclegan.engine.cuda_graph import MAX_GRAPHS, WARM_UP
-from fastcyclegan.kernels.backend_table import describe_backends
+from fastcyclegan.kernels.backend_table import describe_backends, is_measured
+from fastcyclegan.nn.layer_checks import is_norm
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.recipes.recipe import Phase
 
@@ -28,8 +29,9 @@ def describe(choices: EngineChoices, phases: Sequence[Phase], nets: Nets, averag
         "device": _device(choices.device),
         "precision": choices.precision,
         "layout": "channels_last",
-        "impl": _impl(choices, nets),
-        "convolutions": _convolutions(choices, nets),
+        "impl": _impl(choices, phases, nets),
+        "convolutions": _convolutions(choices, phases, nets),
+        "norms": _norms(choices, nets),
     }
     if choices.compile_ahead:
         rows["kernels"] = "compiled before the first iteration, if missing from Triton's cache"
@@ -56,8 +58,13 @@ def _device(device: torch.device) -> str:
     return f"{device} ({threads} threads)"
 
 
-def _impl(choices: EngineChoices, nets: Nets) -> str:
+def _impl(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str:
     used = {name: computed_by(net) for name, net in nets.items()}
+    library = _library(choices.device)
+    for name, impl in used.items():
+        is_idle = impl == "triton" and name not in choices.kernel_networks
+        if is_idle and _zero_padded(choices, phases, nets) == library:
+            used[name] = "triton, but PyTorch computes every layer"
     different = set(used.values())
     if len(different) == 1:
         return different.pop()
@@ -66,17 +73,56 @@ def _impl(choices: EngineChoices, nets: Nets) -> str:
     return ", ".join(f"{name} {impl}" for name, impl in used.items())
 
 
-def _convolutions(choices: EngineChoices, nets: Nets) -> str:
-    library = {"cuda": "cuDNN", "cpu": "oneDNN"}.get(choices.device.type, "PyTorch")
+def _library(device: torch.device) -> str:
+    """Return the name of the library that computes PyTorch's convolutions on ``device``."""
+    return {"cuda": "cuDNN", "cpu": "oneDNN"}.get(device.type, "PyTorch")
+
+
+def _convolutions(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str:
+    library = _library(choices.device)
     if choices.cpp_networks:
         if all(getattr(nets[name], "impl", "auto") == "cpp" for name in choices.cpp_networks):
             return f"the C++ kernels where there is one, otherwise {library}"
         return f"the C++ kernels or {library}, whichever is faster for a layer"
     if not choices.kernel_networks:
         return f"{library} for all"
-    backends = describe_backends(choices.device)
-    others = f"Triton for paired networks, {library} for single ones" if choices.pairing else library
-    return f"reflection-padded: {backends}; strided, transposed and 4x4: {others}{_loads(choices.device)}"
+    modules = [module for name in choices.kernel_networks for module in nets[name].modules()]
+    rows = []
+    if any(isinstance(module, nn.ReflectionPad2d) for module in modules):
+        rows.append(f"reflection-padded: {describe_backends(choices.device)}")
+    rows.append(f"strided, transposed and 4x4: {_zero_padded(choices, phases, nets)}")
+    return "; ".join(rows) + _loads(choices.device)
+
+
+def _zero_padded(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str:
+    """Return what computes the convolutions that pad with zeros, in networks that Triton computes."""
+    single = _library(choices.device)
+    if is_measured(choices.device):
+        single += ", or Triton where it was measured to be faster"
+    if not any(not reason for _, reason in _pairs(choices, phases, nets)):
+        return single
+    return f"Triton for paired networks, {single} for single ones"
+
+
+def _norms(choices: EngineChoices, nets: Nets) -> str:
+    """Return what computes each kind of norm in ``nets``."""
+    kinds: dict[str, dict[str, None]] = {}  # the values are used as an ordered set
+    for name, net in nets.items():
+        for module in net.modules():
+            if is_norm(module) and choices.uses_kernels([name]):
+                ours = "Triton" if name in choices.kernel_networks else "the C++ kernels"
+                kinds.setdefault("instance", {})[f"{ours}, fused with the activation"] = None
+            elif isinstance(module, nn.modules.batchnorm._NormBase):
+                kinds.setdefault(_kind_of_norm(module), {})["PyTorch"] = None
+    if not kinds:
+        return "none"
+    return "; ".join(f"{kind}: {' or '.join(by)}" for kind, by in kinds.items())
+
+
+def _kind_of_norm(module: nn.Module) -> str:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "batch"
+    return "instance"
 
 
 def _loads(device: torch.device) -> str:
@@ -121,15 +167,20 @@ def _pairing(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> str
             return "no: one network keeps a CPU busy"
         return "off" if choices.kernel_networks else "no: PyTorch computes the networks"
     pairs = []
-    for phase in dict.fromkeys(phases):
-        if len(phase.trains) < 2:
-            continue
-        reason = why_not_together({name: nets[name] for name in phase.trains})
+    for together, reason in _pairs(choices, phases, nets):
         mode = f"run separately: {reason}" if reason else "run as one"
-        pairs.append(f"{' and '.join(phase.trains)} {mode}")
+        pairs.append(f"{' and '.join(together)} {mode}")
     if not pairs:
         return "no: each phase trains a single network"
     return ", ".join(pairs)
+
+
+def _pairs(choices: EngineChoices, phases: Sequence[Phase], nets: Nets) -> list[tuple[Sequence[str], str]]:
+    """Return the networks that each phase trains together, and why they cannot run as one, or ""."""
+    if not choices.pairing:
+        return []
+    together = [phase.trains for phase in dict.fromkeys(phases) if len(phase.trains) > 1]
+    return [(names, why_not_together({name: nets[name] for name in names})) for names in together]
 
 
 def _overlap(choices: EngineChoices) -> str:

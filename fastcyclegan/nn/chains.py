@@ -26,6 +26,7 @@ from fastcyclegan.kernels.residual_block import residual_block
 from fastcyclegan.nn.deferred import Deferred, Layers
 from fastcyclegan.nn.layer_checks import activation, border_of, compute_dtype, is_conv, is_norm, untouched
 from fastcyclegan.nn.layers import FloatTanh, check_scriptable
+from fastcyclegan.nn.skips import relu_of_both
 
 
 class Chain(nn.Sequential):
@@ -165,8 +166,8 @@ def _step(
     elif is_norm(layer):
         deferred.flush()
         deferred.norm = layer
-    elif act is not None and deferred.norm is not None and deferred.act == "none":
-        deferred.act, deferred.slope = act
+    elif act is not None and deferred.can_activate(act):
+        deferred.activate(act)
     elif _is_block(layer, ResidualBlock):
         deferred.x = _run_blocks(layers, deferred.flush(), cancelled, deferred.impl)
     elif _is_block(layer, UnetBlock):
@@ -185,15 +186,16 @@ def _descend(
     """
     act = _first_activation(blocks[0])
     before_relu = following is not None and untouched(following[0], nn.ReLU)
-    if act is None or act[1] < 0 or not before_relu:
-        deferred.x = run_levels(blocks, deferred.flush(), cancelled, False, deferred.impl)
-        return
-    if deferred.norm is not None and deferred.act == "none":
-        deferred.act, deferred.slope = act
-        x = deferred.flush()
+    activated = act is not None and act[1] >= 0 and before_relu
+    if activated and act is not None:
+        deferred.activate(act)
+    skip, y = _run_level(blocks, deferred.flush(), cancelled, activated, deferred.impl)
+    if skip is None:
+        deferred.x = y
+    elif before_relu and following is not None:
+        deferred.x, deferred.covered = relu_of_both(skip, y), following[0]
     else:
-        x = F.leaky_relu(deferred.flush(), act[1])
-    deferred.x = run_levels(blocks, x, cancelled, True, deferred.impl)
+        deferred.x = torch.cat([skip, y], dim=-3)
 
 
 def _first_activation(block: UnetBlock) -> tuple[str, float] | None:
@@ -316,6 +318,14 @@ def run_levels(
     If ``activated`` is true, the level's first LeakyReLU has already been applied to x. See ``run_chains``
     for ``cancelled``.
     """
+    skip, y = _run_level(blocks, x, cancelled, activated, impl)
+    return y if skip is None else torch.cat([skip, y], dim=-3)
+
+
+def _run_level(
+    blocks: Layers, x: Tensor, cancelled: list[Tensor] | None, activated: bool, impl: Impl
+) -> tuple[Tensor | None, Tensor]:
+    """Return what the skip of ``run_levels`` carries, or None at the outermost level, and what joins it."""
     block = blocks[0]
     if not untouched(block.model, Chain):
         y: Tensor = block.model(x)
@@ -323,6 +333,5 @@ def run_levels(
         start = 1 if activated else 0
         y = run_chains([block.model for block in blocks], x, None, cancelled, start, impl)
     if block.outermost:
-        return y
-    skip = x if activated else block.skip(x)
-    return torch.cat([skip, y], dim=-3)
+        return None, y
+    return x if activated else block.skip(x), y

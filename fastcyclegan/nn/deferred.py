@@ -106,6 +106,7 @@ class Deferred:
     border: int = 0
     covered: nn.Module | None = None  # a layer already computed together with the one before it
     required: bool = False
+    owned: Tensor | None = None  # what may be changed in place, if it is still x: no gradient reads it
 
     @property
     def public_impl(self) -> str:
@@ -141,6 +142,24 @@ class Deferred:
         """Record that the norm and the activation have been applied to x."""
         self.norm, self.act = None, "none"
 
+    def can_activate(self, act: tuple[str, float]) -> bool:
+        """Return whether ``activate`` needs no pass of its own, or one in place."""
+        if self.norm is not None:
+            return self.act == "none"
+        return self.x is self.owned and self.border == 0 and act[1] >= 0
+
+    def activate(self, act: tuple[str, float]) -> None:
+        """Apply an activation, a name and a slope of at least 0, or defer it to a pending norm."""
+        if self.norm is not None and self.act == "none":
+            self.act, self.slope = act
+            return
+        x = self.flush()
+        in_place = x is self.owned
+        if act[0] == "relu":
+            self.x = F.relu(x, in_place)
+        else:
+            self.x = F.leaky_relu(x, act[1], in_place)
+
     def call_layers(self, layers: Layers) -> None:
         """Apply all pending operations, then replace x with the output of ``layers``, called as modules."""
         x = self.flush()
@@ -150,6 +169,8 @@ class Deferred:
             self.x = torch.cat([layer(part) for part, layer in each_weight(x, layers)])
         else:
             self.x = layers[0](x)
+        # Its gradient is computed from its input. Others, such as hooks, could keep a result.
+        self.owned = self.x if untouched(layers[0], nn.BatchNorm2d) else None
 
     def attach_zero_gradients(self) -> None:
         """Attach to x a gradient of zeros for the biases that have been left out so far."""

@@ -40,6 +40,11 @@ def is_norm(layer: Any) -> bool:
     return not layer.track_running_stats
 
 
+def has_triton_layers(net: nn.Module) -> bool:
+    """Return whether ``net`` has layers that Triton computes wherever it computes the network."""
+    return any(isinstance(module, nn.ReflectionPad2d) or is_norm(module) for module in net.modules())
+
+
 def is_conv(layer: Any) -> bool:
     if not untouched(layer, nn.Conv2d, nn.ConvTranspose2d, reference.ResizeConv2d):
         return False

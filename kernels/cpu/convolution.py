@@ -6,7 +6,7 @@ PyTorch's convolutions are those of oneDNN, which uses the matrix units (AMX) of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +18,7 @@ from .._calls import NormConvSaved
 from .._convolution import AtenConvolution
 from .._layout import channels_last, empty_result, in_dtype, is_channels_last, like
 from .._norm import Norm, empty_statistics
-from . import choice, functions
+from . import choice, functions, small_maps
 from .forms import form_of, has_forms
 from .processors import processor
 
@@ -146,6 +146,9 @@ def norm_convolve(
 
 def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution) -> Tensor:
     """Convolve x by PyTorch. If forms are kept, the weight is kept as oneDNN reads it."""
+    size = conv.out_shape(x, weight)
+    if small_maps.serves(x.shape if conv.transposed else size, weight, conv):
+        return _as_product(x, weight, bias, conv, size)
     if x.dtype == torch.bfloat16 and processor() == "avx2" and x.numel():
         return _without_bf16_instructions(x, weight, bias, conv)
     if not has_forms() or x.dtype != torch.bfloat16 or not x.numel():
@@ -165,6 +168,17 @@ def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvol
 
     packed = form_of(weight, ("packed", x.dtype, tuple(x.shape), str(sizes)), pack)
     return channels_last(torch.ops.mkldnn._convolution_pointwise(x, packed, bias, *sizes, "none", [], ""))
+
+
+def _as_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, conv: AtenConvolution, size: Sequence[int]
+) -> Tensor:
+    """Convolve x as a product of matrices. ``size`` is the shape of the result."""
+    if conv.transposed:
+        y = small_maps.scatter(x, size[2:], weight, conv)
+    else:
+        y = small_maps.gather(x, weight, conv)
+    return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
 
 def _prefers_planes(weight: Tensor, x: Tensor) -> bool:
@@ -245,6 +259,10 @@ def _weight_gradient(g: Tensor, saved: NormConvSaved, by: By, into: Tensor | Non
     if kind is None:
         if border:
             source = functions.pad(source, border)
+        small, large = (source, g) if conv.transposed else (g, source)
+        if into is not None and small_maps.serves(small.shape, weight, conv):
+            small_maps.add_weight_gradient(into, small, large, weight, conv)
+            return empty_result(x)
         dweight = _gradient_by_pytorch(1, g, source, weight, conv)
     else:
         target = None
@@ -274,6 +292,13 @@ def _input_of(saved: NormConvSaved) -> Tensor:
 def _gradient_by_pytorch(which: int, g: Tensor, x: Tensor, weight: Tensor, conv: AtenConvolution) -> Tensor:
     """Return the gradient of x (0) or of the weight (1) by PyTorch, in the dtype of x or wider."""
     dtype = x.dtype
+    small, large = (x, g) if conv.transposed else (g, x)
+    if small_maps.serves(small.shape, weight, conv):
+        if which == 1:
+            return small_maps.weight_gradient(small, large, weight, conv)
+        if conv.transposed:
+            return small_maps.gather(g, weight, conv)
+        return small_maps.scatter(g, x.shape[2:], weight, conv)
     if dtype == torch.bfloat16 and processor() == "avx2":
         g, x, narrow = g.float(), x.float(), _rounded_in_fp32(weight, dtype)
     elif _prefers_planes(weight, x):

@@ -12,6 +12,7 @@ from torch import nn
 from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig
 from fastcyclegan.engine.choices import EngineChoices, choose, may_be_miscompiled
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.pix2pix import Pix2PixModel, Pix2PixRecipe
 from fastcyclegan.testing import make_engine, seeded_networks
 
 RECIPE = CycleGANRecipe(LossConfig())
@@ -116,3 +117,14 @@ def test_networks_that_are_differentiated_twice_do_not_use_the_kernels() -> None
     engine = make_engine(nets("triton"), LossConfig(gan_mode="wgangp"))
     assert engine.choices.kernel_networks == {"G_AB", "G_BA"}
     assert engine.choices == choose(engine.recipe, engine.nets, CPU, "fp32", False, EngineConfig(), False)
+
+
+def test_networks_of_which_triton_computes_no_layer_are_compiled() -> None:
+    """U-Nets with batch norm have neither instance norms nor reflection-padded convolutions."""
+    settings = Pix2PixModel(netG="unet_32", ngf=2, ndf=2, impl="triton")
+    for norm, kernels in (("batch", set[str]()), ("instance", {"G", "D"})):
+        recipe = Pix2PixRecipe(model=dataclasses.replace(settings, norm=norm))  # type: ignore[arg-type]
+        networks = recipe.build_networks()
+        choices = choose(recipe, networks, GPU, "bf16", True, EngineConfig(), True)
+        assert choices.kernel_networks == kernels
+        assert {name for name in networks if choices.compiles(name)} == {"G", "D"} - kernels

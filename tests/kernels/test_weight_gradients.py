@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastcyclegan.kernels import accumulating, reflect_conv2d
+from fastcyclegan.kernels._weight_gradients import each_weight
 from tests.kernels.reflect_convs import CASES, Case, operands, ours, results
 
 pytestmark = pytest.mark.usefixtures("no_tf32")
@@ -48,3 +49,11 @@ def test_only_the_inputs_of_a_backward_are_added_to(device: str) -> None:
     torch.testing.assert_close(weight.grad, 2 * once[weight])
     assert torch.equal(other.grad, once[other])
     torch.testing.assert_close(gradient, once[other])
+
+
+def test_one_share_is_the_image_itself() -> None:
+    """Otherwise its gradient would be copied."""
+    x, weight = torch.randn(2, 3, 4, 4), torch.randn(1)
+    ((share, same),) = each_weight(x, [weight])
+    assert share is x
+    assert same is weight
