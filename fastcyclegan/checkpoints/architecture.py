@@ -21,7 +21,6 @@ from fastcyclegan.tensor_files import shortened
 
 Weights = Mapping[str, Tensor]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_UNETS = {7: "unet_128", 8: "unet_256"}
 _NORMS = {"instance": "instance norm", "batch": "batch norm", "none": "no norm"}
 _IN_BLOCK = re.compile(r"model\.(\d+)\.conv_block\.(\d+)\.weight")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -54,8 +53,7 @@ class Architecture:
         if self.kind is Generator:
             return f"resnet_{self.arguments['n_blocks']}blocks"
         if self.kind is UnetGenerator:
-            downs = self.arguments["num_downs"]
-            return _UNETS.get(downs, f"unet of {downs} levels")
+            return f"unet_{2 ** self.arguments['num_downs']}"
         if self.kind is PixelDiscriminator:
             return "pixel"
         layers = self.arguments["n_layers"]
@@ -106,8 +104,6 @@ class Architecture:
             return {**common, "netD": self.name}
         common |= {"netG": self.name, "input_nc": a["input_nc"], "output_nc": a["output_nc"], "ngf": a["ngf"]}
         if self.kind is UnetGenerator:
-            if a["num_downs"] not in _UNETS:
-                raise ValueError(f"{self}: only unet_128 and unet_256 can be trained with fastcyclegan")
             return common
         if a["padding_type"] != "reflect":
             raise ValueError(f"{self}: only reflection-padded blocks can be trained with fastcyclegan")

@@ -34,6 +34,7 @@ from fastcyclegan.engine.streams import Streams
 from fastcyclegan.engine.summary import describe
 from fastcyclegan.engine.weight_average import WeightAverage
 from fastcyclegan.kernels import accumulating, overlapping
+from fastcyclegan.nn.as_trained import as_trained, masks_from
 from fastcyclegan.recipes.recipe import Inputs, Phase, PhaseResult, Recipe, RecipeError
 from fastcyclegan.settings.engine import EngineConfig
 from fastcyclegan.settings.optim import OptimConfig
@@ -247,7 +248,8 @@ class Engine:
             self._require_frozen(phase)
         else:
             with self._named(f"{phase.name} backward"), accumulating():
-                losses.sum().backward()
+                total = losses.sum()
+                (total if phase.factor == 1 else phase.factor * total).backward()
 
     def _require_frozen(self, phase: Phase) -> None:
         """Raise RecipeError if ``phase`` trains a network, on which its losses do not depend."""
@@ -304,18 +306,23 @@ class Engine:
         """Yield ``batches``, copied to the device while an iteration runs."""
         return self.streams.uploading(batches)
 
-    def translate(self, name: str, images: Tensor) -> Tensor:
+    def translate(self, name: str, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the translations of ``images`` [N, C, H, W] by generator ``name``.
 
-        Dropout is off, and norms use their running statistics.
+        Dropout is off, and norms use their running statistics, unless the recipe ``translates_as_trained``;
+        then ``keys`` [N] are those of the masks of dropout (see ``nn.as_trained``).
         """
         net = self.nets[name]
+        if self.recipe.translates_as_trained:
+            net = as_trained(net)
         if self.ahead is not None:
             dtype = self.choices.dtype
             self.ahead.prepare((name, images.shape), {name: net}, lambda: dry_translation(net, images, dtype))
+        if keys is not None:
+            keys = keys.to(images.device)
         training = net.training
         net.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast(), masks_from(keys):
             result: Tensor = net(images)
         net.train(training)
         return result

@@ -256,10 +256,9 @@ def build_generator(config: ModelConfig, input_nc: int, output_nc: int) -> nn.Mo
     The official initialisation (``reference.init_weights``) is not applied.
     """
     common: dict[str, Any] = {"ngf": config.ngf, "norm": config.norm, "affine": config.affine}
-    common |= {"use_dropout": config.use_dropout, "impl": config.impl}
-    if config.netG.startswith("unet"):
-        num_downs = {"unet_256": 8, "unet_128": 7}[config.netG]
-        return UnetGenerator(input_nc, output_nc, num_downs=num_downs, **common)
+    common |= {"use_dropout": config.has_dropout, "impl": config.impl}
+    if config.levels is not None:
+        return UnetGenerator(input_nc, output_nc, num_downs=config.levels, **common)
     n_blocks = int(config.netG.removeprefix("resnet_").removesuffix("blocks"))
     common |= {"upsample": config.upsample, "downsample": config.downsample}
     return Generator(input_nc, output_nc, n_blocks=n_blocks, **common)

@@ -134,7 +134,7 @@ class Phase:
     themselves, which saves time. ``losses`` names the losses that ``run`` returns, in order. ``wants`` names
     the outputs of earlier phases that this phase receives. ``prepare`` does the work that needs all samples
     of a batch together. ``run`` is called for each part of a batch, with the weights as the phases before
-    left them.
+    left them. The sum of the losses is multiplied by ``factor`` before it is minimised.
 
     A phase can come several times in an iteration, and then shares one optimizer. Phases that differ need
     different names. A phase that trains nothing computes outputs for others.
@@ -147,6 +147,7 @@ class Phase:
     losses: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
     prepare: Callable[[Inputs], Inputs] = unprepared
+    factor: float = 1.0
 
 
 class Recipe(ABC):
@@ -184,6 +185,9 @@ class Recipe(ABC):
     directions: ClassVar[Mapping[Direction, str]] = {}
     """The network that translates from the model's domain A to B, and that from B to A, if there are any.
     Single images are translated "AtoB"."""
+    translates_as_trained: ClassVar[bool] = False
+    """Whether the generators translate as they do in training, with dropout and with the batch statistics of
+    each image by itself, unless a user asks for evaluation mode."""
     phases_may_overlap: ClassVar[bool] = False
     """Whether there are two phases, and the second only needs the outputs of the first, but not the weights
     that the first one updates."""
@@ -231,6 +235,14 @@ class Recipe(ABC):
     def check_settings(cls, data: DataConfig, model: Any, loss: Any) -> None:
         """Raise UserError if settings of different groups contradict each other."""
 
+    @classmethod
+    def builtin_for(cls, given: Mapping[str, Any]) -> Settings | None:
+        """Return the defaults for the built-in dataset if the settings ``given`` are given besides.
+
+        ``given`` has settings by name, which may be the texts of a command line and need not be valid.
+        """
+        return cls.builtin
+
     @property
     def requirements(self) -> ImageRequirements:
         """What the networks require of their images."""
@@ -246,13 +258,18 @@ class Recipe(ABC):
                 f" {', '.join(self.networks)}, got {found}"
             )
 
-    def set_size_multiples(self, nets: Mapping[str, nn.Module]) -> None:
-        """Tell the generators among ``nets`` which sizes they take, unless they know: when they translate
-        images of other sizes, these are padded.
+    def mark_generators(self, nets: Mapping[str, nn.Module]) -> None:
+        """Tell the generators among ``nets`` how they translate.
+
+        That is the multiple to which images of other sizes are padded, unless a network knows it, and
+        ``translates_as_trained``.
         """
         for name in self.generators:
-            if name in nets and not hasattr(nets[name], "size_multiple"):
+            if name not in nets:
+                continue
+            if not hasattr(nets[name], "size_multiple"):
                 nets[name].size_multiple = self.requirements.size_multiple  # type: ignore[assignment]
+            nets[name].translates_as_trained = self.translates_as_trained  # type: ignore[assignment]
 
     @property
     def file_channels(self) -> Mapping[str, int]:

@@ -35,7 +35,8 @@ class DataConfig:
     #: Fraction of the images in --data_A and --data_B, or in --data, to hold out of training and show in the
     #: sample grids. A hash of the seed and the file name determines which images are held out.
     holdout: float = 0.05
-    #: Direction in which G_A translates. BtoA swaps the folders: folder B becomes the model's domain A.
+    #: Direction in which the model translates, or that of CycleGAN's G_A. BtoA swaps the folders: folder B
+    #: becomes the model's domain A.
     direction: Direction = "AtoB"
     #: How images are resized and cropped. resize_and_crop: resize to load_size x load_size, then crop at
     #: random; scale_width: resize the width to load_size and the height in proportion; none: only round the

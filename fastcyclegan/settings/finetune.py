@@ -15,14 +15,14 @@ class FinetuneConfig:
     """Training that starts from generators which are trained already."""
 
     #: Start a new run from trained generators: one file (from A to B), two files (from A to B and from B to
-    #: A), or a folder with latest_net_G_A.pth or latest_net_G_B.pth. A and B are the training folders, also
-    #: with BtoA. The files can be any that translate.py reads. Settings of the generators that are not given
-    #: are taken from them; the discriminators start with new weights.
+    #: A), or a folder with latest_net_G_A.pth or latest_net_G_B.pth (latest_net_G.pth for pix2pix). A and B
+    #: are the training folders, also with BtoA. The files can be any that translate.py reads. Settings of the
+    #: generators that are not given are taken from them; the discriminators start with new weights.
     init_from: tuple[Path, ...] | None = None
     #: Start from this generator from B to A.
     init_from_B: Path | None = None
-    #: Networks whose weights stay as they are, separated by commas; those of CycleGAN are G_AB, G_BA, D_A and
-    #: D_B. They run without dropout, and with the running statistics of batch norms.
+    #: Networks whose weights stay as they are, separated by commas; G_AB, G_BA, D_A and D_B for CycleGAN, G
+    #: and D for pix2pix. They run without dropout, and with the running statistics of batch norms.
     freeze: str | None = None
     #: Train only the discriminators for this many iterations, counted from the first start of the run and as
     #: part of it, so that trained generators do not learn from discriminators that know nothing yet.

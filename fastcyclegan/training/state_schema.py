@@ -51,7 +51,7 @@ FIXED = (
 )
 # Settings that determine the shapes of a part of a state. They can only change if those stay the same.
 _OF_IMAGES = (("data", "crop_size"), ("data", "preprocess"))
-_NOT_OF_SHAPES = ("model", "impl", "no_dropout", "init_type", "init_gain")
+_NOT_OF_SHAPES = ("model", "impl", "init_type", "init_gain")
 _PARTS = ("iteration", "first", "pictures", "config", "extra", "nets", "optimizers", "recipe", "rng")
 # Python's floats and torch's seeds count exactly up to here.
 _MOST = 2**53
