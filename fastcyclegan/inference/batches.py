@@ -139,7 +139,8 @@ class FittingTranslator:
         The error is gone on return: its traceback would keep the tensors of the failed attempt in memory.
         """
         try:
-            return self.translator([pixels for _, pixels in part])
+            names = [output.source.name for output, _ in part]
+            return self.translator([pixels for _, pixels in part], names)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -32,6 +32,7 @@ from fastcyclegan.inference.size_graphs import SizeGraphs, settings_of_convoluti
 from fastcyclegan.kernels import WorkingCopies
 from fastcyclegan.kernels._working_copies import only
 from fastcyclegan.kernels.cpu.forms import WeightForms
+from fastcyclegan.nn.as_trained import masks_from
 from fastcyclegan.nn.networks import computed_by
 
 # Maximum number of sizes that torch.compile compiles the network for, which takes it up to a minute each.
@@ -76,9 +77,10 @@ class InferenceEngine:
         self.keeps_forms = False
         """Whether a call on a CPU has made the forms of the weights that later calls use."""
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Return the network's result for float ``images`` [N, C, H, W] in [-1, 1], in fp32.
 
+        ``keys`` [N] are those of the images' dropout masks, for a network that ``as_trained`` made.
         Images in another layout than the network computes in are converted first. The result is in a layout
         that the network chooses, and is not an inference tensor. Raises whatever the network raises.
         """
@@ -88,11 +90,13 @@ class InferenceEngine:
         with torch.inference_mode(False), torch.no_grad():
             if images.dim() == 4 and _prefers_channels_last(net):
                 images = images.contiguous(memory_format=torch.channels_last)
+            if keys is not None:
+                keys = keys.to(images.device)
             if self._is_on_gpu(net, images):
                 with self._lock:
-                    return self._on_gpu(net, images)
+                    return self._on_gpu(net, images, keys)
             with self._forms:
-                result = self._apply(net, images)
+                result = self._apply(net, images, keys)
             self.keeps_forms = True
             return result
 
@@ -119,7 +123,7 @@ class InferenceEngine:
         is_nvidia = weight.device.type == "cuda" and torch.version.hip is None
         return is_nvidia or self._given_capture is not None
 
-    def _on_gpu(self, net: nn.Module, images: Tensor) -> Tensor:
+    def _on_gpu(self, net: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
         prepared = self._prepared
         if prepared is None or not prepared.state.is_current(net):
             # Freed first: the new graphs and copies may need its memory.
@@ -127,23 +131,24 @@ class InferenceEngine:
             prepared = self._prepared = _Prepared(net, self.dtype, self.log, self._given_capture)
         step = functools.partial(self._step, net, prepared)
         if _is_capturing(images):
-            return step(images)
+            return step(images, keys)
         with _running_on(prepared.stream) as keep:
             if not prepared.state.can_capture:
-                return keep(step(images))
-            return keep(prepared.graphs.run(step, images, settings_of_convolutions()))
+                return keep(step(images, keys))
+            return keep(prepared.graphs.run(step, images, settings_of_convolutions(), keys))
 
-    def _step(self, net: nn.Module, prepared: _Prepared, images: Tensor) -> Tensor:
+    def _step(self, net: nn.Module, prepared: _Prepared, images: Tensor, keys: Tensor | None) -> Tensor:
         """Launch one call. A graph captures all of this, so that a replay rounds the weights again, too."""
         prepared.compile_ahead(net, images, self.dtype)
         with only(prepared.copies):
-            result = self._apply(net, images)
+            result = self._apply(net, images, keys)
         prepared.drop_unused_copies()
         return result
 
-    def _apply(self, net: nn.Module, images: Tensor) -> Tensor:
+    def _apply(self, net: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
         with contextlib.ExitStack() as stack:
             stack.enter_context(eval_mode(net))
+            stack.enter_context(masks_from(keys))
             if torch.amp.is_autocast_available(images.device.type):
                 stack.enter_context(autocast(images.device.type, self.dtype))
             if self._compiler is not None and computed_by(net) != "triton":

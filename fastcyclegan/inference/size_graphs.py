@@ -24,14 +24,16 @@ REMEMBERED = 256
 # would keep their memory, about 0.8 KB per pixel.
 MAX_PIXELS = 2**20
 
-Step = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor | None], Tensor]
+"""Returns the result for images, and for the keys of their dropout masks, if the network needs them."""
 
 
 @dataclass
 class _Graph:
-    """A captured call. A replay reads ``images`` and writes ``result``."""
+    """A captured call. A replay reads ``images`` and ``keys`` and writes ``result``."""
 
     images: Tensor
+    keys: Tensor | None
     result: Tensor
     replay: Callable[[], object]
     last_call: int
@@ -57,28 +59,30 @@ class SizeGraphs:
         """Number of sizes that have a graph."""
         return len(self._graphs)
 
-    def run(self, step: Step, images: Tensor, settings: Hashable = ()) -> Tensor:
-        """Return ``step(images)``, a new tensor that later calls do not change.
+    def run(self, step: Step, images: Tensor, settings: Hashable = (), keys: Tensor | None = None) -> Tensor:
+        """Return ``step(images, keys)``, a new tensor that later calls do not change.
 
         ``settings`` are whatever else, besides the size and the dtype of the images, a graph depends on.
         """
         self._calls += 1
         pixels = images.shape[0] * images.shape[-2] * images.shape[-1]
         if self.off or not 0 < pixels <= MAX_PIXELS:
-            return step(images)
-        key = images.shape, images.dtype, settings
+            return step(images, keys)
+        key = images.shape, images.dtype, keys is None, settings
         graph = self._graphs.get(key)
         if graph is None and self._is_due(key):
-            graph = self._captured(step, images)
+            graph = self._captured(step, images, keys)
             if graph is not None:
                 self._graphs[key] = graph
         if graph is None:
-            result = step(images)
+            result = step(images, keys)
             self._remember(key)
             return result
         self._graphs.move_to_end(key)
         graph.last_call = self._calls
         graph.images.copy_(images)
+        if graph.keys is not None and keys is not None:
+            graph.keys.copy_(keys)
         graph.replay()
         return graph.result.clone()
 
@@ -101,11 +105,11 @@ class SizeGraphs:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    def _captured(self, step: Step, images: Tensor) -> _Graph | None:
+    def _captured(self, step: Step, images: Tensor, keys: Tensor | None) -> _Graph | None:
         """Return a graph of ``step``, or None if the capture fails."""
-        buffer = images.clone()
+        buffer, key_buffer = images.clone(), None if keys is None else keys.clone()
         try:
-            replay, result = self._capture(lambda: step(buffer))
+            replay, result = self._capture(lambda: step(buffer, key_buffer))
         except BaseException as error:
             # Free the memory of the other graphs, too: from now on, no graph is used.
             self._graphs.clear()
@@ -120,7 +124,7 @@ class SizeGraphs:
                 " a graph"
             )
             return None
-        return _Graph(buffer, result, replay, self._calls)
+        return _Graph(buffer, key_buffer, result, replay, self._calls)
 
 
 def _start_again(error: NotRestoredError) -> NotRestoredError:

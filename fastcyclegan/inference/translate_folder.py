@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from fastcyclegan.checkpoints.loading import find_weights, load_generator
+from fastcyclegan.checkpoints.loading import config_beside, find_weights, load_generator
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
@@ -30,8 +30,9 @@ from fastcyclegan.inference.batches import FittingTranslator, Translated, gather
 from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.precision_check import check, choose_precision
-from fastcyclegan.inference.translator import Translator, require_file_channels
+from fastcyclegan.inference.translator import Translator, network_to_call, require_file_channels
 from fastcyclegan.inference.writer import Writer
+from fastcyclegan.nn.as_trained import describe_mode, has_masks, without_dropout
 from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import remove_stale_partials
@@ -79,6 +80,14 @@ class TranslateConfig:
     #: an image that cannot be read ends the program, and if one does not fit, the others are translated and
     #: the exit code is 1. The exit code is always 1 if the network's output is not a number for an image.
     skip_bad_images: bool = False
+    #: Use the running statistics of batch norm, and no dropout. By default, networks of pix2pix translate as
+    #: in training: with the batch statistics of each image by itself, and with dropout.
+    eval: bool = False
+    #: Translate without dropout with networks of pix2pix, but with the batch statistics of each image.
+    no_dropout: bool = False
+    #: Seed of the dropout masks of networks of pix2pix, which also depend on the name of each image. Default:
+    #: that of the run, or 0.
+    seed: int | None = None
     #: Read images of any size, as far as the memory allows. By default, images above 179 megapixels, those
     #: that take more than 1 GiB to decode, and JPEG files of more than 100 scans are bad images. A small
     #: file can claim any amount of memory and time, so only use this for files that you trust.
@@ -98,8 +107,8 @@ class TranslateConfig:
     #: processors; reference: PyTorch's operators; auto: the kernels where they are faster.
     impl: Literal["auto", "cpp", "triton", "reference"] = "auto"
     #: Compile the network with torch.compile, for each of the first 8 sizes of images. This takes up to a
-    #: minute each, so it is for many images of few sizes. Networks that the kernels for NVIDIA GPUs compute
-    #: are not compiled.
+    #: minute each, so it is for many images of few sizes. Networks that the kernels for NVIDIA GPUs compute,
+    #: and networks with dropout, are not compiled.
     compile: bool = False
     #: Afterwards, translate the first 8 images in both precisions, and print how well bf16 agrees with fp32
     #: and how long an image takes. With --precision bf16, the exit code is 1 if less than 99.9 % of the 8-bit
@@ -109,6 +118,8 @@ class TranslateConfig:
     def __post_init__(self) -> None:
         # Reuse the checks of the training configuration.
         RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
+            raise UserError(f"seed must be an integer of at least 0, below 2**63, got {self.seed!r}")
         numbers = {"batch_size": self.batch_size, "resize": self.resize, "num_threads": self.num_threads}
         for name, value in numbers.items():
             is_missing = value is None and name != "batch_size"
@@ -322,18 +333,34 @@ def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
     file = find_weights(config.weights, config.direction, config.epoch, config.ema)
     net = load_generator(file, impl=config.impl, key=config.key)
     require_file_channels(net)
-    net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.no_dropout:
+        without_dropout(net)
+    net = network_to_call(net, device, config.eval)
     compiled = config.compile and _can_compile(net, device, console)
     precision, why = str(config.precision), ""
     if precision == "auto":
         precision, why = choose_precision(net, device, compiled)
-    translator = Translator(net, device, precision, console.log, compiled=compiled)
-    return translator, f"with {file} on {device} in {precision}{f' ({why})' if why else ''}"
+    seed = _seed(config, file)
+    translator = Translator(net, device, precision, console.log, compiled=compiled, seed=seed)
+    mode = describe_mode(net)
+    return translator, f"with {file} on {device} in {precision}{f' ({why})' if why else ''}{mode}"
+
+
+def _seed(config: TranslateConfig, file: Path) -> int:
+    """Return the seed of the masks: the one that is asked for, or that of the run that wrote ``file``."""
+    if config.seed is not None:
+        return config.seed
+    run = config_beside(file)
+    return 0 if run is None else run.run.seed
 
 
 def _can_compile(net: nn.Module, device: torch.device, console: Console) -> bool:
     """Return whether torch.compile can compile ``net``. Prints the reason if it cannot."""
     problem = "the kernels compute the network" if computed_by(net) == "triton" else why_not_compiled(device)
+    if has_masks(net):
+        problem = (
+            "the masks of dropout depend on the names of the images (--no_dropout or --eval turn it off)"
+        )
     if problem:
         console.log(f"--compile: {problem}; images are translated uncompiled")
     else:

@@ -23,6 +23,8 @@ from fastcyclegan.data.image_file import open_image, upright
 from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.network_runner import InferenceEngine
+from fastcyclegan.inference.network_state import NetworkState
+from fastcyclegan.nn.as_trained import as_trained, has_masks, mask_keys
 from fastcyclegan.nn.finite import are_finite
 
 ImageLike = Image.Image | NDArray[Any] | Tensor | str | Path
@@ -81,7 +83,8 @@ class Translator:
 
     ``log`` receives a line when kernels are compiled ahead of their first launch, and for each choice of the
     engine that differs from the request. ``compiled`` is as in ``InferenceEngine``. Without an ``engine``,
-    the translator makes one.
+    the translator makes one. If ``net`` is one that ``as_trained`` made, the masks of its dropout depend on
+    ``seed`` and on the names of the images.
     """
 
     def __init__(
@@ -93,26 +96,37 @@ class Translator:
         *,
         compiled: bool = False,
         engine: InferenceEngine | None = None,
+        seed: int = 0,
     ) -> None:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.log, self.compiled = device, log, compiled
         self.engine = InferenceEngine(net, precision, compiled, log) if engine is None else engine
         self.channels, self.multiple = input_channels(net), int(getattr(net, "size_multiple", 4))
+        self.seed, self.has_masks = seed, has_masks(net)
 
     def in_precision(self, precision: str) -> Translator:
         """Return this translator if it has that precision, otherwise another one of the same network."""
         if precision == self.engine.precision:
             return self
-        return Translator(self.net, self.device, precision, self.log, compiled=self.compiled)
+        options: dict[str, Any] = {"compiled": self.compiled, "seed": self.seed}
+        return Translator(self.net, self.device, precision, self.log, **options)
+
+    def _keys(self, names: Sequence[str]) -> Tensor | None:
+        return mask_keys(self.seed, names) if self.has_masks else None
 
     @torch.inference_mode()
-    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8] | None]:
+    def __call__(
+        self, images: list[Tensor], names: Sequence[str] | None = None
+    ) -> list[NDArray[np.uint8] | None]:
         """Translate uint8 images [H, W, C] whose sizes are equal after padding.
 
-        Each result has the size of its image. It is None if the network gives no numbers for the image.
+        ``names`` are those of the images, by default their positions: "0", "1" ... Each result has the size
+        of its image. It is None if the network gives no numbers for the image.
         """
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
-        result = self.engine(to_unit_range(padded, self.device))
+        if names is None:
+            names = numbered(len(images))
+        result = self.engine(to_unit_range(padded, self.device), self._keys(names))
         parts = []
         for translation, image in zip(result, images, strict=True):
             parts.append(translation[:, : image.shape[0], : image.shape[1]])
@@ -126,13 +140,13 @@ class Translator:
         return translations
 
     @torch.no_grad()
-    def tensors(self, images: Tensor) -> Tensor:
+    def tensors(self, images: Tensor, names: Sequence[str]) -> Tensor:
         """Translate float images [N, C, H, W] in [-1, 1]. The result has the same dtype and device.
 
         Raises UserError if the network gives no numbers for one of them.
         """
         padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
-        result = self.engine(padded.contiguous(memory_format=torch.channels_last))
+        result = self.engine(padded.contiguous(memory_format=torch.channels_last), self._keys(names))
         result = result[:, :, : images.shape[2], : images.shape[3]]
         finite = are_finite(list(result))
         if not all(finite):
@@ -140,8 +154,31 @@ class Translator:
         return result.to(images)
 
 
+def numbered(count: int) -> list[str]:
+    """Return the names of ``count`` images that have none."""
+    return [str(number) for number in range(count)]
+
+
 _engines: weakref.WeakKeyDictionary[nn.Module, InferenceEngine] = weakref.WeakKeyDictionary()
-_choosing_engine = threading.Lock()
+_as_trained: weakref.WeakKeyDictionary[nn.Module, tuple[NetworkState, nn.Module]] = (
+    weakref.WeakKeyDictionary()
+)
+_choosing = threading.Lock()
+
+
+def network_to_call(net: nn.Module, device: torch.device, evaluate: bool = False) -> nn.Module:
+    """Return the network that translates for ``net``, which is moved to ``device`` in channels_last.
+
+    That is ``net``, unless it translates as in training and ``evaluate`` is not set; see ``as_trained``.
+    """
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if evaluate or not getattr(net, "translates_as_trained", False):
+        return net
+    with _choosing:
+        known = _as_trained.get(net)
+        if known is None or not known[0].is_current(net):
+            known = _as_trained[net] = NetworkState(net), as_trained(net)
+        return known[1]
 
 
 def engine_of(net: nn.Module, precision: str) -> InferenceEngine:
@@ -149,7 +186,7 @@ def engine_of(net: nn.Module, precision: str) -> InferenceEngine:
 
     Another precision replaces it.
     """
-    with _choosing_engine:
+    with _choosing:
         engine = _engines.get(net)
         if engine is None or engine.precision != precision:
             engine = _engines[net] = InferenceEngine(net, precision)
@@ -158,8 +195,9 @@ def engine_of(net: nn.Module, precision: str) -> InferenceEngine:
 
 def release_engine(net: nn.Module) -> None:
     """Free the memory that ``translate_images`` keeps for ``net``."""
-    with _choosing_engine:
+    with _choosing:
         _engines.pop(net, None)
+        _as_trained.pop(net, None)  # and with the network its engine
 
 
 def translate_images(
@@ -169,18 +207,24 @@ def translate_images(
     precision: str = "fp32",
     batch_size: int = 8,
     any_size: bool = False,
+    seed: int = 0,
 ) -> Any:
-    """Translate an image, or a list of images, with the generator ``net``.
+    """Translate an image, or a list of images, with the generator ``net``, on ``device``.
 
     Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
     path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
-    in [-1, 1]. ``any_size`` is as in ``open_image``. Raises BadImageError for a file that cannot be read,
-    UserError for an image that the network gives no numbers for, and ValueError or TypeError for anything
-    that is not such an image.
+    in [-1, 1]. ``any_size`` is as in ``open_image``.
+
+    If ``net`` is a network that ``network_to_call`` returned, ``seed`` and the names of the images determine
+    the masks of dropout. The name of a path is that of its file, and that of another image its position in
+    the list, from which the images of a tensor [N, C, H, W] are counted on.
+
+    Raises BadImageError for a file that cannot be read, UserError for an image that the network gives no
+    numbers for, and ValueError or TypeError for anything that is not such an image.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    translator = Translator(net, device, precision, engine=engine_of(net, precision))
+    translator = Translator(net, device, precision, engine=engine_of(net, precision), seed=seed)
     if not isinstance(images, (list, tuple)):
         return _translate([images], translator, batch_size, any_size)[0]
     return _translate(images, translator, batch_size, any_size)
@@ -192,7 +236,8 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int, a
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
 
     def flush(batch: list[tuple[int, Tensor]]) -> None:
-        translations = translator([pixels for _, pixels in batch])
+        names = [_mask_name(images[place], place) for place, _ in batch]
+        translations = translator([pixels for _, pixels in batch], names)
         for (place, _), translation in zip(batch, translations, strict=True):
             if translation is None:
                 raise UserError(no_numbers(_name_of(images[place], place, len(images))))
@@ -202,7 +247,7 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int, a
 
     for place, image in enumerate(images):
         if isinstance(image, Tensor):
-            results[place] = _tensor(image, translator)
+            results[place] = _tensor(image, translator, place)
             continue
         pixels = torch.from_numpy(_pixels(image, translator, any_size))
         shape = tuple(pixels.shape)
@@ -213,6 +258,10 @@ def _translate(images: Sequence[Any], translator: Translator, batch_size: int, a
     for batch in waiting.values():
         flush(batch)
     return results
+
+
+def _mask_name(image: Any, place: int) -> str:
+    return Path(image).name if isinstance(image, (str, Path)) else str(place)
 
 
 def _name_of(image: Any, place: int, count: int) -> str:
@@ -265,8 +314,8 @@ def _pixels_of_array(image: NDArray[Any], channels: int) -> NDArray[np.uint8]:
     return np.array(array)
 
 
-def _tensor(image: Tensor, translator: Translator) -> Tensor:
-    """Translate a tensor [C, H, W] or [N, C, H, W]."""
+def _tensor(image: Tensor, translator: Translator, place: int) -> Tensor:
+    """Translate a tensor [C, H, W] or [N, C, H, W], the item ``place`` of a list."""
     is_single = image.dim() == 3
     batch = image[None] if is_single else image
     if not batch.is_floating_point() or batch.dim() != 4 or batch.shape[1] != translator.channels:
@@ -279,7 +328,9 @@ def _tensor(image: Tensor, translator: Translator) -> Tensor:
     if not batch.abs().amax() <= 1.001:  # also true for NaN
         low, high = batch.amin().item(), batch.amax().item()
         raise ValueError(f"translate: a tensor must be in [-1, 1], got values from {low:g} to {high:g}")
-    result = translator.tensors(batch)
+    # The images of a tensor count from its place on.
+    names = [str(place + number) for number in range(batch.shape[0])]
+    result = translator.tensors(batch, names)
     if is_single:
         return result[0]
     return result

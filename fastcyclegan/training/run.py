@@ -20,6 +20,7 @@ from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.engine import Engine
 from fastcyclegan.files.schema import MisfitError, Rule, unchecked
 from fastcyclegan.files.tensor_rules import like
+from fastcyclegan.nn.as_trained import mask_keys
 from fastcyclegan.recipes.recipe import Recipe, RecipeError
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.frozen import frozen_networks
@@ -160,6 +161,14 @@ class Run:
             sources = sources_of(self.images, self.data, self.engine.recipe.requirements, held_out=True)
             first = {side: self._centres(source, limit) for side, source in sources.items()}
         return [dict(zip(first, row, strict=True)) for row in zip(*first.values(), strict=False)]
+
+    def keys_to_show(self, limit: int) -> list[Tensor]:
+        """Return the key [1] of the dropout masks of each row of ``images_to_show``, from its image of A."""
+        names = [str(number) for number in range(limit)]
+        if self.images is not None:
+            shown = self.images.test_A if self.images.test_A else self.images.train_A
+            names = [path.name for path in shown[:limit]]
+        return list(mask_keys(self.config.run.seed, names).split(1))
 
     def _centres(self, source: Source, limit: int) -> tuple[Tensor, ...]:
         """Return the centre crops of the first images of ``source``, [1, C, H, W] on the device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -93,6 +94,7 @@ class Trainer:
         # The images are read once, so that it does not matter if their files disappear later.
         self.draws = run.folder is not None or len(run.trackers) > 0
         self.shown = run.images_to_show(SAMPLE_ROWS) if self.draws else []
+        self.shown_keys = run.keys_to_show(SAMPLE_ROWS)
         self.images_since_log = 0
         self.log_started = time.monotonic()
         options = run.config.run
@@ -477,8 +479,9 @@ class Trainer:
     def _sample_columns(self) -> dict[str, list[Any]]:
         engine = self.run.engine
         columns: dict[str, list[Any]] = {}
-        for images in self.shown:
-            for name, image in engine.recipe.samples(engine.translate, images).items():
+        for images, keys in zip(self.shown, self.shown_keys, strict=False):
+            translate = functools.partial(engine.translate, keys=keys)
+            for name, image in engine.recipe.samples(translate, images).items():
                 columns.setdefault(name, []).append(to_pixels(image)[0])
         return columns
 

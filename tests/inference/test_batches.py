@@ -85,7 +85,7 @@ class FakeTranslator:
         self.batches: list[int] = []
         self.kept: list[weakref.ref[Tensor]] = []
 
-    def __call__(self, images: list[Tensor]) -> list[NDArray[np.uint8] | None]:
+    def __call__(self, images: list[Tensor], names: list[str]) -> list[NDArray[np.uint8] | None]:
         assert not any(ref() is not None for ref in self.kept), "the failed attempt is still in memory"
         work = torch.stack(images)
         self.kept.append(weakref.ref(work))

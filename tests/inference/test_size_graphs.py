@@ -25,9 +25,9 @@ class Doubling:
     def __init__(self) -> None:
         self.runs: list[int] = []
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         self.runs.append(x.shape[-1])
-        return x * 2
+        return x * 2 if keys is None else x * 2 + keys
 
 
 def run(graphs: SizeGraphs, step: Doubling, *sizes: int) -> None:
@@ -131,7 +131,7 @@ def test_a_failed_capture_is_logged_once_and_nothing_is_captured_any_more(
 
 
 def test_lack_of_memory_of_a_call_is_raised() -> None:
-    def step(x: Tensor) -> Tensor:
+    def step(x: Tensor, keys: Tensor | None) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     graphs = SizeGraphs(RecordedGraph(), pytest.fail)
@@ -153,3 +153,13 @@ def test_a_capture_that_cannot_be_undone_and_an_interrupt_are_raised() -> None:
     graphs.run(Doubling(), images(8))
     with pytest.raises(KeyboardInterrupt):
         graphs.run(Doubling(), images(8))
+
+
+def test_the_keys_of_masks_are_read_anew_at_each_replay() -> None:
+    step, graphs = Doubling(), SizeGraphs(RecordedGraph(), pytest.fail)
+    images = torch.ones(1, 3, 4, 4)
+    for number in range(4):
+        result = graphs.run(step, images, (), torch.tensor([number]))
+        assert torch.equal(result, torch.full_like(images, 2 + number))
+    assert len(step.runs) == 2  # once by itself, and once to capture it
+    assert torch.equal(graphs.run(step, images), torch.full_like(images, 2))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,11 +187,11 @@ def test_an_image_that_does_not_fit_into_memory_is_named_and_the_others_are_tran
     write_images(tmp_path / "in" / "huge", 1, size=(300, 200))
     translate, tried = Translator.__call__, set()
 
-    def limited(self: Translator, batch: list[Tensor]) -> list[NDArray[np.uint8]]:
+    def limited(self: Translator, batch: list[Tensor], names: Any = None) -> list[NDArray[np.uint8]]:
         tried.update(image.shape[1] for image in batch)
         if reason == "the network fails" and batch[0].shape[1] == 300:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return translate(self, batch)
+        return translate(self, batch, names)
 
     monkeypatch.setattr(Translator, "__call__", limited)
     if reason == "the estimate":
@@ -307,10 +308,10 @@ def test_a_signal_ends_the_program_after_the_images_in_progress(
     translate, save, calls = Translator.__call__, writer.save_image, itertools.count(1)
     number = signal.Signals[name]
 
-    def interrupted(self: Translator, batch: list[Tensor]) -> list[NDArray[np.uint8]]:
+    def interrupted(self: Translator, batch: list[Tensor], names: list[str]) -> list[NDArray[np.uint8]]:
         if next(calls) == 3:
             signal.raise_signal(number)
-        return translate(self, batch)
+        return translate(self, batch, names)
 
     def slowly(image: Image.Image, target: Path) -> None:
         time.sleep(0.2)
