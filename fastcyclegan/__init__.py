@@ -1,4 +1,4 @@
-"""Fast CycleGAN for unpaired image-to-image translation, proved equal to a plain PyTorch reference.
+"""Fast CycleGAN and pix2pix for image-to-image translation, proved equal to a plain PyTorch reference.
 
 Each folder is a "room". Its ``__init__.py`` states what belongs there and which other rooms it may use:
 ``nn`` (networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses and
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastcyclegan.checkpoints.loading import load_generator
     from fastcyclegan.errors import UserError
     from fastcyclegan.fusion.accelerate import accelerate
-    from fastcyclegan.models import CycleGAN, model_class
+    from fastcyclegan.models import CycleGAN, Pix2Pix, model_class
     from fastcyclegan.nn.layers import InstanceNormAct
     from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
     from fastcyclegan.recipes.registry import register_recipe
@@ -31,6 +31,7 @@ __all__ = [
     "Discriminator",
     "Generator",
     "InstanceNormAct",
+    "Pix2Pix",
     "PixelDiscriminator",
     "UnetGenerator",
     "UserError",
@@ -47,6 +48,7 @@ _PLACES = {
     "Discriminator": "nn.networks",
     "Generator": "nn.networks",
     "InstanceNormAct": "nn.layers",
+    "Pix2Pix": "models",
     "PixelDiscriminator": "nn.networks",
     "UnetGenerator": "nn.networks",
     "UserError": "errors",

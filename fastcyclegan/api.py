@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastcyclegan.checkpoints import run_files
-from fastcyclegan.checkpoints.loading import read_weights, settings_of
+from fastcyclegan.checkpoints.loading import read_weights, recipe_in, settings_of
 from fastcyclegan.checkpoints.run_files import (
     read_config,
     remove_partials,
@@ -33,7 +33,13 @@ from fastcyclegan.data.pixels import to_image, to_pixels
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.precision_check import precision_for
-from fastcyclegan.inference.translator import ImageLike, engine_of, release_engine, translate_images
+from fastcyclegan.inference.translator import (
+    ImageLike,
+    engine_of,
+    network_to_call,
+    release_engine,
+    translate_images,
+)
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.recipe import Recipe
@@ -41,7 +47,11 @@ from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.given_networks import why_not_loadable
 from fastcyclegan.training.given_settings import group_of, images_given, loaders_given, with_settings
-from fastcyclegan.training.initial_weights import start_from_files, with_architecture_of_files
+from fastcyclegan.training.initial_weights import (
+    before_files,
+    start_from_files,
+    with_architecture_of_files,
+)
 from fastcyclegan.training.resume import read_state, state_file
 from fastcyclegan.training.run import with_absolute_paths
 from fastcyclegan.training.run_folder import is_free
@@ -96,7 +106,10 @@ class Model:
                 f"{title} trains --model {name}, but the configuration is that of --model"
                 f" {config.model.model}"
             )
-        self.config = with_settings(default_config(name) if config is None else config, settings)
+        if config is None:
+            self.config = with_settings(before_files(default_config(name), settings), settings)
+        else:
+            self.config = with_settings(config, settings)
         require_possible_freeze(self.config)
         if config is None:
             self.config = with_architecture_of_files(self.config, settings)
@@ -107,6 +120,7 @@ class Model:
         self._epoch = "latest"  # from which ``load`` took the weights
         self._nets: dict[str, nn.Module] | None = None
         self._origins: dict[str, str] = {}  # of the networks that are not loaded
+        self._random_state: Tensor | None = None  # after the weights were drawn
         self._state: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
         self._is_fitting = False
@@ -126,7 +140,9 @@ class Model:
         # One thread at a time: torch has a single random number generator for all threads.
         with _INITIALISING, _preserve_global_state(), usual_modes():
             torch.manual_seed(self.config.run.seed)
-            return networks_that_fit(self.config)
+            nets = networks_that_fit(self.config)
+            self._random_state = torch.get_rng_state()
+            return nets
 
     @property
     def device(self) -> torch.device:
@@ -226,6 +242,7 @@ class Model:
             files=folder is not None,
             origins=self._origins,
             trackers=require_trackers(trackers),
+            random_state=self._random_state,
         )
         if folder is not None:
             self._warn_if_not_loadable(Path(folder))
@@ -290,13 +307,21 @@ class Model:
     def _last_state(self) -> dict[str, Any] | None:
         if self._trainer is not None:
             return self._trainer.state()
-        return self._state
+        if self._state is None:
+            return None
+        # The caller may have changed the weights since they were loaded.
+        weights = {name: to_cpu(net.state_dict()) for name, net in self.networks.items()}
+        return {**self._state, "nets": weights}
 
     # --- Translating ----------------------------------------------------------------------------------------
 
     @usual_modes()
     def translate(
-        self, images: ImageLike | Sequence[ImageLike], direction: Direction = "AtoB", batch_size: int = 8
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        direction: Direction = "AtoB",
+        batch_size: int = 8,
+        evaluate: bool = False,
     ) -> Any:
         """Translate an image or a list of images. Each result has the type of its input.
 
@@ -304,16 +329,25 @@ class Model:
         [C, H, W] or [N, C, H, W] in [-1, 1], or a path (the result is then a PIL image). Images can have any
         size, and each translation has the size of its image. ``direction`` refers to the training folders A
         and B. Files above 179 megapixels need the setting ``allow_decompression_bombs``, whose help names the
-        danger. Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or
-        range, and TypeError for anything that is not an image.
+        danger.
+
+        A model of pix2pix translates as in training: with the batch statistics of each image by itself, and
+        with dropout, whose masks depend on the model's seed and on the name of the file (for other images:
+        their position in the list). ``evaluate`` turns both off.
+
+        Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or range, and
+        TypeError for anything that is not an image.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
+        if type(evaluate) is not bool:
+            raise UserError(f"evaluate must be True or False, got {evaluate!r}")
         of_model: Direction = "AtoB" if direction == self.config.data.direction else "BtoA"
-        net, device = self.networks[self.config.make_recipe().generator(of_model)], self.device
+        name, device = self.config.make_recipe().generator(of_model), self.device
+        net = network_to_call(self.networks[name], device, evaluate)
         precision = precision_for(net, device, self.config.run.precision)
-        any_size = self.config.data.allow_decompression_bombs
-        return translate_images(net, images, device, precision, batch_size, any_size)
+        any_size, seed = self.config.data.allow_decompression_bombs, self.config.run.seed
+        return translate_images(net, images, device, precision, batch_size, any_size, seed)
 
     @usual_modes()
     def sample(self, count: int = 1, seed: int = 0) -> list[Image.Image]:
@@ -421,8 +455,7 @@ class Model:
         if config is None and not saved_epochs(folder):
             raise UserError(f"{folder}: contains neither a run nor *_net_*.pth files")
         if config is None:
-            config = default_config(cls.recipe.name)
-            config = with_changes(config, {"model": settings_of(folder, epoch)})
+            config = cls._config_of_files(folder, epoch)
         if config.model.model != cls.recipe.name:
             raise UserError(
                 f"{folder} is a run of --model {config.model.model}, which {cls.recipe.title} cannot load:"
@@ -453,3 +486,15 @@ class Model:
         return model
 
     from_run = load
+
+    @classmethod
+    def _config_of_files(cls, folder: Path, epoch: str) -> TrainConfig:
+        """Return the configuration that fits the official files in ``folder``, which is not that of a run."""
+        found = recipe_in(folder)
+        if found is not cls.recipe:
+            raise UserError(
+                f"{folder} has the files of --model {found.name}, which {cls.recipe.title} cannot load:"
+                f' fastcyclegan.model_class("{found.name}") can'
+            )
+        config = default_config(cls.recipe.name)
+        return with_changes(config, {"model": settings_of(folder, epoch, config.make_recipe())})

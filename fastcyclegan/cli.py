@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from fastcyclegan.checkpoints.describe import InspectConfig, describe
-from fastcyclegan.checkpoints.loading import settings_of
+from fastcyclegan.checkpoints.loading import recipe_in, settings_of
 from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.command_line.exit_codes import run, run_to_the_end
 from fastcyclegan.config import (
@@ -50,7 +50,11 @@ from fastcyclegan.settings.arguments import require_known, typed_values
 from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
 from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
-from fastcyclegan.training.initial_weights import require_fitting_files, with_architecture_of_files
+from fastcyclegan.training.initial_weights import (
+    before_files,
+    require_fitting_files,
+    with_architecture_of_files,
+)
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import PAGE
 from fastcyclegan.training.signals import nothing_to_save
@@ -201,7 +205,8 @@ def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
     """Return ``args``, which may contain official flags, in our own flags."""
     if _asks_for_help(args):
         return OfficialFlags(list(args))
-    official = translated(args)
+    recipe = _recipe_of(_flags(args))
+    official = translated(args, recipe.name, flags_of(recipe))
     if official.suffix is not None:
         # The same flags give the same folder in the first run and when it is resumed.
         flags = _flags(joined_arguments(official.args))
@@ -269,9 +274,9 @@ def _base(flags: dict[str, str]) -> TrainConfig:
             raise UserError(
                 f"the recipe {fresh.recipe.name}: its flag --{name} has another meaning on the command line"
             )
-    builtin = fresh.recipe.builtin
+    builtin = fresh.recipe.builtin_for(flags)
     if builtin is None or {"dataroot", "data_A", "data_B", "data", "help"} & flags.keys():
-        return without_replaced(fresh, flags)
+        return without_replaced(before_files(fresh, flags), flags)
     return with_changes(fresh, builtin)
 
 
@@ -283,13 +288,26 @@ def _model_of(flags: dict[str, str]) -> str:
     return name
 
 
+def _recipe_of(flags: dict[str, str]) -> type[Recipe]:
+    """Return the recipe that ``flags`` select: without --model, that of the run that they resume."""
+    if "model" not in flags and "continue_train" in flags and "name" in flags:
+        saved = read_config(_folder_to_resume(flags))
+        if saved is not None:
+            return saved.recipe
+    return default_config(_model_of(flags)).recipe
+
+
+def _folder_to_resume(flags: dict[str, str]) -> Path:
+    name = RunConfig(name=flags["name"]).name  # raises UserError for what is no folder name
+    return Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), str(name))
+
+
 def _resumed(flags: dict[str, str]) -> TrainConfig:
     """Return the configuration of the run to resume, or one that matches the official files in its folder."""
     for flag in ("init_from", "init_from_B"):
         if flag in flags:
             raise UserError(f"--{flag} starts a new run, so it contradicts --continue_train")
-    name = RunConfig(name=flags["name"]).name  # raises UserError for what is no folder name
-    folder = Path(flags.get("checkpoints_dir", RunConfig.checkpoints_dir), str(name))
+    folder = _folder_to_resume(flags)
     saved = read_config(folder)
     if saved is not None:
         if "model" in flags and _model_of(flags) != saved.model.model:
@@ -307,8 +325,10 @@ def _resumed(flags: dict[str, str]) -> TrainConfig:
         )
     # There are only official files: infer the architecture from them.
     epoch = flags.get("epoch", RunConfig.epoch)
-    fresh = default_config(_model_of(flags))
-    return without_replaced(with_changes(fresh, {"model": settings_of(folder, epoch)}), flags)
+    model = _model_of(flags) if "model" in flags else recipe_in(folder).name
+    fresh = default_config(model)
+    settings = settings_of(folder, epoch, fresh.make_recipe())
+    return without_replaced(with_changes(fresh, {"model": settings}), flags)
 
 
 @contextlib.contextmanager

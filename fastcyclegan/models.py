@@ -1,4 +1,6 @@
-"""The Python class of each recipe: ``CycleGAN``, and those that ``model_class`` makes for plug-ins."""
+"""The Python class of each recipe: ``CycleGAN``, ``Pix2Pix``, and those that ``model_class`` makes for
+plug-ins.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from torch import nn
 
 from fastcyclegan.api import Model
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.pix2pix import Pix2PixRecipe
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.recipes.registry import recipe_class
 
@@ -39,6 +42,29 @@ class CycleGAN(Model):
         return self.networks["D_B"]
 
 
+class Pix2Pix(Model):
+    """The two networks of pix2pix, with methods to train them on pairs, translate images, save and load.
+
+    G translates the model's domain A to B, and D is the discriminator, which sees both images of a pair.
+    ``settings`` are the flags of ``scripts/train.py --model pix2pix`` as keyword arguments
+    (``netG="unet_128"``, ``lambda_L1=10``, ``no_dropout=True``, ...). Images are translated as the official
+    code does: with dropout and the batch statistics of each image by itself. See ``Model`` for the rest.
+    """
+
+    recipe = Pix2PixRecipe
+
+    @property
+    def G(self) -> nn.Module:
+        return self.networks["G"]
+
+    @property
+    def D(self) -> nn.Module:
+        return self.networks["D"]
+
+
+_WRITTEN: dict[type[Recipe], type[Model]] = {CycleGANRecipe: CycleGAN, Pix2PixRecipe: Pix2Pix}
+
+
 def model_class(name: str) -> type[Model]:
     """Return the Python class that trains the recipe ``name``, the value of --model.
 
@@ -49,8 +75,8 @@ def model_class(name: str) -> type[Model]:
 
 @functools.cache
 def _class_of(recipe: type[Recipe]) -> type[Model]:
-    if recipe is CycleGANRecipe:
-        return CycleGAN
+    if recipe in _WRITTEN:
+        return _WRITTEN[recipe]
     members = {
         "recipe": recipe,
         "__doc__": f"{recipe.__doc__}\n\n    See ``fastcyclegan.api.Model`` for its methods.",

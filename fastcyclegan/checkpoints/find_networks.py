@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastcyclegan.checkpoints.architecture import (
@@ -252,7 +253,14 @@ def _normalised(weights: Weights) -> tuple[dict[str, Tensor], list[str]]:
     if stale:
         dropped = f"dropped {len(stale)} running statistics of instance norms"
         notes.append(f"{dropped} (kept by PyTorch before 0.4)")
-    return {key: value for key, value in renamed.items() if key not in stale}, notes
+    kept = {key: value for key, value in renamed.items() if key not in stale}
+    norms = [key.removesuffix("running_mean") for key in kept if key.endswith(".running_mean")]
+    counts = [f"{norm}num_batches_tracked" for norm in norms]
+    missing = [count for count in counts if count not in kept]
+    if missing:
+        notes.append(f"added {len(missing)} counts of batches (not kept by PyTorch before 0.4.1)")
+        kept |= {count: torch.zeros((), dtype=torch.int64) for count in missing}
+    return kept, notes
 
 
 def _is_stale(key: str, weights: Weights) -> bool:

@@ -6,18 +6,26 @@ runs, or from ``save_pretrained``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, listed, of_arguments
+from fastcyclegan.checkpoints.architecture import (
+    Architecture,
+    UnknownArchitectureError,
+    listed,
+    of_arguments,
+)
 from fastcyclegan.checkpoints.find_networks import Network, find_networks
 from fastcyclegan.checkpoints.run_files import (
     LOCK,
+    PREVIOUS,
+    STATE,
     fit_weights,
     is_weights_file,
     network_of,
@@ -26,14 +34,16 @@ from fastcyclegan.checkpoints.run_files import (
     weights_file,
 )
 from fastcyclegan.checkpoints.weight_sets import require_whole
-from fastcyclegan.config import Direction, TrainConfig, default_config
+from fastcyclegan.config import Direction, ModelConfig, TrainConfig
 from fastcyclegan.errors import UserError
 from fastcyclegan.kernels.dispatch import check_impl
 from fastcyclegan.nn.finite import require_representable
-from fastcyclegan.nn.networks import is_ours
-from fastcyclegan.nn.pretrained import WEIGHTS_FILE
+from fastcyclegan.nn.networks import UnetGenerator, is_ours
+from fastcyclegan.nn.pretrained import AS_TRAINED, WEIGHTS_FILE
 from fastcyclegan.nn.torch_defaults import require_device, require_dtype, usual_modes
 from fastcyclegan.recipes.recipe import Recipe
+from fastcyclegan.recipes.registry import BUILT_IN, recipe_class
+from fastcyclegan.settings.recipe import ModelSettings
 from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 
@@ -44,6 +54,7 @@ def read_networks(file: Path) -> list[Network]:
     """
     contents = load_tensors(file)
     metadata = arguments_in(file)
+    metadata.pop(AS_TRAINED, None)
     try:
         if "class" in metadata:
             # The file records two things that keys and shapes do not show: how blocks are padded, and whether
@@ -105,15 +116,11 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
             unused = "direction, epoch and ema do not apply"
             raise UserError(f"{single} is a single file, so {unused}; pass the folder of a run to use them")
         return single
-    name = _generator_for(direction, read_config(weights))
+    name = _generator_for(direction, weights)
     file = weights_file(weights, epoch, name, ema=ema)
     if file.exists():
         require_whole(weights, epoch, is_running=(weights / LOCK).exists())
         return file
-    # The official test model for a single direction uses a file with this name.
-    undirected = weights / f"{epoch}_net_G.pth"
-    if direction is None and not ema and undirected.exists():
-        return undirected
     if ema and weights_file(weights, epoch, name).exists():
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
     epochs = saved_epochs(weights)
@@ -134,16 +141,19 @@ def only_file(weights: Path) -> Path | None:
     return None
 
 
-def _generator_for(direction: Direction | None, config: TrainConfig | None) -> str:
-    """Return the official name of a run's generator that translates in ``direction``.
+def _generator_for(direction: Direction | None, weights: Path) -> str:
+    """Return the official name of the generator in the folder ``weights`` that translates in ``direction``.
 
     If ``direction`` is None, the direction in which the run was trained is used.
     """
-    if config is None:
-        config = default_config()
-    recipe = config.make_recipe()
-    of_model: Direction = "AtoB" if direction in (None, config.data.direction) else "BtoA"
-    return recipe.official_names[recipe.generator(of_model)]
+    config, recipe = read_config(weights), recipe_in(weights)
+    trained: Direction = "AtoB" if config is None else config.data.direction
+    of_model: Direction = "AtoB" if direction in (None, trained) else "BtoA"
+    if recipe.directions and of_model not in recipe.directions:
+        known = f", which translates {trained}" if config is not None else ""
+        raise UserError(f"{weights} has a single generator{known}: direction cannot be {direction}")
+    made = recipe() if config is None else config.make_recipe()
+    return made.official_names[made.generator(of_model)]
 
 
 @usual_modes()
@@ -231,7 +241,7 @@ def own_network(file: Path, impl: str = "auto") -> OwnNetwork | None:
         return None
     net.to_empty(device="cpu")
     fit_weights(net, read_weights(file, net), file, f"{recipe.architecture} of the run")
-    recipe.set_size_multiples({name: net})
+    recipe.mark_generators({name: net})
     check_impl(impl)
     settings = {setting.name: getattr(config.model, setting.name) for setting in fields(config.model)}
     return OwnNetwork(name, recipe, net, settings)
@@ -259,20 +269,70 @@ def _recognised(file: Path, impl: str, dtype: torch.dtype, key: str | None) -> n
         return own
     network = choose(networks, file, generator=True, key=key)
     require_representable(network.weights, dtype, file)
+    generators = [each for each in networks if each.architecture.is_generator]
+    architecture, as_trained = _as_its_recipe_translates(network, file, len(generators) == 1)
     with torch.device("meta"):  # initial weights would be overwritten, so do not compute them
-        net = network.architecture.build(impl).to(dtype)
+        net = architecture.build(impl).to(dtype)
     net.to_empty(device="cpu").load_state_dict(network.weights)
+    net.translates_as_trained = as_trained  # type: ignore[assignment]
     return net
 
 
-def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
-    """Return the model settings that match the official weights files of ``epoch`` in ``folder``.
+def _as_its_recipe_translates(network: Network, file: Path, is_alone: bool) -> tuple[Architecture, bool]:
+    """Return the architecture of the generator ``network`` in ``file``, and whether it translates as trained.
+
+    The weights of a U-Net do not show whether it has dropout; the configuration of its run does. Without
+    that, generators of pix2pix are recognised by the official name of their files, or by being U-Nets with
+    batch norm. The names of CycleGAN's generators tell that a network is not one of these, and so does
+    another generator in the same file (``is_alone``).
+    """
+    found, config = network.architecture, config_beside(file)
+    is_unet, recorded = found.kind is UnetGenerator, arguments_in(file)
+    if config is not None:
+        as_trained, model = config.recipe.translates_as_trained, config.model
+        dropout = isinstance(model, ModelConfig) and model.has_dropout
+    elif recorded:
+        as_trained = recorded.get(AS_TRAINED) is True
+        dropout = recorded.get("use_dropout") is True
+    else:
+        is_named = re.fullmatch(r"\w+_net_G\.pth", file.name) is not None
+        is_cyclegan = re.fullmatch(r"\w+_net_G_[AB](_ema)?\.pth", file.name) is not None or not is_alone
+        as_trained = is_named or (is_unet and found.arguments["norm"] == "batch" and not is_cyclegan)
+        dropout = as_trained
+    if is_unet and "use_dropout" not in found.arguments:
+        arguments = {**found.arguments, "use_dropout": dropout}
+        return replace(found, arguments=arguments), as_trained
+    return found, as_trained
+
+
+def config_beside(file: Path) -> TrainConfig | None:
+    """Return the configuration of the run that wrote ``file``, if that is in its folder."""
+    if is_weights_file(file) or file.name in (STATE, PREVIOUS):
+        return read_config(file.parent)
+    return None
+
+
+def recipe_in(folder: Path) -> type[Recipe]:
+    """Return the recipe of the run in ``folder`` or, without a configuration, the one that its files are
+    named after, by default the default recipe.
+    """
+    config = read_config(folder)
+    if config is not None:
+        return config.recipe
+    for recipe in BUILT_IN:
+        official = recipe().official_names
+        if any(any(folder.glob(f"*_net_{official[name]}.pth")) for name in recipe.generators):
+            return recipe
+    return recipe_class(ModelSettings.model)
+
+
+def settings_of(folder: Path, epoch: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the networks of ``recipe`` in the official weights files of ``epoch``.
 
     The settings have the same names as in a configuration. Raises UserError for networks that cannot be
     trained with fastcyclegan.
     """
     settings: dict[str, Any] = {}
-    recipe = default_config().make_recipe()
     for name in (recipe.discriminators[0], recipe.generators[0]):
         file = weights_file(folder, epoch, recipe.official_names[name])
         if not file.exists():
@@ -282,4 +342,4 @@ def settings_of(folder: Path, epoch: str) -> dict[str, Any]:
             settings |= network.architecture.settings()
         except ValueError as error:
             raise UserError(f"{file}: {error}") from None
-    return settings
+    return recipe.model.of_file(settings) if settings else {}

@@ -24,6 +24,7 @@ from fastcyclegan.errors import UserError
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Values up to here count as rounding errors of 1.
 _LIMIT = 1.001
+_ARE_PAIRS = "each image of A belongs to the image of B in the same place"
 
 
 def _image_of(item: Any, side: str) -> Any:
@@ -89,10 +90,11 @@ class TensorLoader:
     If ``sides`` is ("A",), the batches only have images of domain A, and there is no loader ``B``. The
     shorter of two loaders is started again when it ends. Loaders yield float tensors [N, C, H, W] in
     [-1, 1], or uint8 ones, in the order that the caller chose: nothing is cropped or flipped. If the batches
-    of A and B differ in N, the surplus is dropped. ``plan`` provides the random numbers, of which ``numbers``
-    per sample are the recipe's own. They depend only on the seed and the position. If ``same_size`` is set, A
-    and B of an iteration must have the same height and width. ``first`` contains the images of the first
-    batch, by domain.
+    of A and B differ in N, the surplus is dropped. If ``paired`` is set, image n of A belongs to image n of
+    B, so loaders of different lengths and batches of different N are errors instead. ``plan`` provides the
+    random numbers, of which ``numbers`` per sample are the recipe's own. They depend only on the seed and the
+    position. If ``same_size`` is set, A and B of an iteration must have the same height and width. ``first``
+    contains the images of the first batch, by domain.
 
     Every batch is checked before it is trained on. Raises UserError, with the loader and the number of its
     batch, for one that cannot be trained on. A tensor on the CPU is checked there. One on a GPU is checked on
@@ -112,16 +114,21 @@ class TensorLoader:
         *,
         numbers: int = 0,
         same_size: bool = False,
+        paired: bool = False,
         sides: tuple[str, ...] = ("A", "B"),
     ) -> None:
-        self.required, self.device, self.same_size, self.sides = required, device, same_size, sides
+        self.required, self.device, self.sides = required, device, sides
+        self.same_size, self.paired = same_size, paired
         self.stopping: Stopping = never
         if B is not None and "B" not in sides:
             raise UserError("two loaders were given, but this run trains on single images: pass one loader")
         self.B: Iterable[Any] | None = None
-        batches = _length(A, iterations_per_epoch)
-        if B is not None:
-            batches = max(batches, _length(B, iterations_per_epoch))
+        lengths = [_length(loader, iterations_per_epoch) for loader in (A, B) if loader is not None]
+        if paired and min(lengths) < max(lengths):
+            raise UserError(
+                f"loader A has {lengths[0]} batches and loader B has {lengths[1]}, but {_ARE_PAIRS}: pass"
+                " loaders of one length"
+            )
         first, self.A = _peek(A)
         if B is None:
             images = self._images_in(first)
@@ -131,7 +138,7 @@ class TensorLoader:
         read = self._read(images, dict.fromkeys(sides, 1))
         self.first = {side: rows.clone() for side, rows in read.items()}  # a loader may use its memory again
         self.batch_size = self.first["A"].shape[0]
-        count = batches * self.batch_size
+        count = max(lengths) * self.batch_size
         plan = Plan(seed, count, count, self.batch_size, serial=True, flip=False, numbers=numbers)
         self.plan = dataclasses.replace(plan, paired="B" not in sides)
 
@@ -149,6 +156,11 @@ class TensorLoader:
             return
         both = zip(_endless(self.A), _endless(self.B), strict=False)
         for (number_A, item_A), (number_B, item_B) in both:
+            if self.paired and number_A != number_B:
+                raise UserError(
+                    f"batch {number_A} of loader A meets batch {number_B} of loader B, because one of them"
+                    f" ended earlier, but {_ARE_PAIRS}: pass loaders of one length"
+                )
             images = {"A": _image_of(item_A, "A"), "B": _image_of(item_B, "B")}
             yield images, {"A": number_A, "B": number_B}
 
@@ -182,10 +194,16 @@ class TensorLoader:
         if self.same_size and len({rows.shape[2:] for rows in read.values()}) > 1:
             (height_A, width_A), (height_B, width_B) = read["A"].shape[2:], read["B"].shape[2:]
             raise UserError(
-                f"batch {numbers['A']}: wgangp mixes real and fake images, so A and B must have the same"
-                f" size, got {width_A}x{height_A} and {width_B}x{height_B}"
+                f"batch {numbers['A']}: images of A and B must have the same size, as for pairs and with"
+                f" wgangp, got {width_A}x{height_A} and {width_B}x{height_B}"
             )
-        count = min(rows.shape[0] for rows in read.values())
+        counts = {side: rows.shape[0] for side, rows in read.items()}
+        count = min(counts.values())
+        if self.paired and max(counts.values()) > count:
+            raise UserError(
+                f"batch {numbers['A']}: there are {counts['A']} images of A and {counts['B']} of B, but"
+                f" {_ARE_PAIRS}"
+            )
         return {side: rows[:count] for side, rows in read.items()}
 
     def _images(self, images: Any, side: str, number: int) -> Tensor:

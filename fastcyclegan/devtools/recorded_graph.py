@@ -51,8 +51,9 @@ class RecordedGraph(TorchDispatchMode):
     """The CPU equivalent of a CUDA graph, which records the operators and kernel launches of one call.
 
     The class implements ``Capture``. Recording leaves no trace, because all memory that it changed is
-    restored afterwards. Each replay repeats the same operations on the same memory. So a host value that was
-    used in an iteration keeps its recorded value, which lets a test detect it.
+    restored afterwards, and so is the state of torch's random generator. Each replay repeats the same
+    operations on the same memory. So a host value that was used in an iteration keeps its recorded value,
+    which lets a test detect it.
 
     As in a CUDA graph, a replay depends only on the contents of memory. It uses plain tensors that were
     created when each operator was recorded. The recorded tensors themselves cannot be used, for two reasons.
@@ -69,11 +70,12 @@ class RecordedGraph(TorchDispatchMode):
         self.replays = 0
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-        graph = RecordedGraph()
+        graph, random_state = RecordedGraph(), torch.get_rng_state()
         with _launch.observe(graph), graph:
             losses = step()
         for memory, before in graph._before.values():
             memory.copy_(before)
+        torch.set_rng_state(random_state)
 
         def replay() -> None:
             self.replays += 1

@@ -24,7 +24,7 @@ from fastcyclegan.files.json_file import read_json
 from fastcyclegan.files.schema import described
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import float32_by_default, usual_modes
-from fastcyclegan.tensor_files import load_tensors, shortened
+from fastcyclegan.tensor_files import arguments_in, load_tensors, shortened
 
 # The files that ``save_pretrained`` writes, besides the model card.
 WEIGHTS_FILE = "model.safetensors"
@@ -32,13 +32,15 @@ ARGUMENTS_FILE = "config.json"
 # The options of huggingface_hub's mixin that control how a file is downloaded.
 _DOWNLOAD_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
+AS_TRAINED = "translates_as_trained"
+"""The entry of a file's metadata, beside a network's arguments, that says how the network translates."""
 _CARD = """---
 {{ card_data }}
 ---
 
 # {{ title }}
 
-A CycleGAN generator ({{ architecture }}) with {{ parameters }} parameters, for the Python package \
+A generator of images ({{ architecture }}) with {{ parameters }} parameters, for the Python package \
 fastcyclegan:
 
 ```python
@@ -82,8 +84,6 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     length = f"{optim['n_epochs']} epochs and {optim['n_epochs_decay']} epochs of decay"
     if optim["max_iters"]:
         length += f", at most {optim['max_iters']:,} iterations"
-    cycle = f"cycle {loss['lambda_A']:g} and {loss['lambda_B']:g}"
-    identity = f"identity {loss['lambda_identity']:g}"
     adam = f"lr {optim['lr']:g} ({optim['lr_policy']}), beta1 {optim['beta1']:g}"
     if optim.get("ema"):
         adam += f", running average of the weights {optim['ema']:g}"
@@ -94,10 +94,19 @@ def _training_table(config: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         "pictures": f"{source}, {data['direction']}",
         "samples": f"{data['preprocess']}, load_size {data['load_size']}, crop_size {crop}",
         "length": f"{length}, batch size {data['batch_size']}",
-        "losses": f"{loss['gan_mode']}, {cycle}, {identity}, image pool {loss['pool_size']}",
+        "losses": _losses(loss),
         "Adam": adam,
         "seed": str(config["run"]["seed"]),
     }
+
+
+def _losses(loss: Mapping[str, Any]) -> str:
+    """Return the settings of the losses of a run in words: those of any recipe, and CycleGAN's in short."""
+    if "lambda_identity" not in loss:
+        return ", ".join(f"{name} {value}" for name, value in loss.items())
+    cycle = f"cycle {loss['lambda_A']:g} and {loss['lambda_B']:g}"
+    identity = f"identity {loss['lambda_identity']:g}"
+    return f"{loss['gan_mode']}, {cycle}, {identity}, image pool {loss['pool_size']}"
 
 
 def _training_in(run: Path) -> dict[str, str]:
@@ -272,7 +281,10 @@ def _write_weights(net: Any, kind: type, folder: Path) -> None:
     from safetensors.torch import save
 
     weights = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    architecture = json.dumps({"class": kind.__name__, **net.arguments})
+    recorded = {"class": kind.__name__, **net.arguments}
+    if getattr(net, AS_TRAINED, False):
+        recorded[AS_TRAINED] = True
+    architecture = json.dumps(recorded)
     # As bytes, because the package writes only to paths that are UTF-8.
     data = save(weights, metadata={"format": "pt", "fastcyclegan": architecture})
     (folder / WEIGHTS_FILE).write_bytes(data)
@@ -324,6 +336,7 @@ def _read_network(kind: Any, source: str, strict: bool, options: dict[str, Any])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{file}: the weights do not match {ARGUMENTS_FILE}: {reason}") from None
+    net.translates_as_trained = arguments_in(file).get(AS_TRAINED) is True
     return net
 
 
@@ -347,7 +360,7 @@ def _mixed(kind: type) -> Any:
     options: dict[str, Any] = {
         "library_name": "fastcyclegan",
         "pipeline_tag": "image-to-image",
-        "tags": ["cyclegan", "image-to-image"],
+        "tags": ["image-to-image"],
         "model_card_template": _CARD,
     }
 

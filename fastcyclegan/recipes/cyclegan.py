@@ -219,6 +219,10 @@ class CycleGANRecipe(Recipe):
                 f" {data.preprocess} does not guarantee"
             )
 
+    @classmethod
+    def builtin_for(cls, given: Mapping[str, Any]) -> Settings | None:
+        return builtin.with_fitting_images(cls.builtin, given)
+
     @property
     def requirements(self) -> ImageRequirements:
         return ImageRequirements.of(self.model)
@@ -424,9 +428,8 @@ class CycleGANRecipe(Recipe):
         return sum(4 * math.prod(shape) for shape in shapes.values()) * int(self.loss.pool_size)
 
     def builtin_scores(self, translate: Translate, images: Images, device: torch.device) -> list[str]:
-        held_out = {"A": images.test_A, "B": images.test_B}
-        lines = []
-        for direction, score in builtin.scores(translate, held_out, device).items():
+        lines, side = [], builtin.side_for(self.model.size_multiple)
+        for direction, score in builtin.scores(translate, images, device, side).items():
             lines.append(
                 f"{direction[0]} to {direction[1]}: the translations close {score.gap_closed:.2f} of the"
                 " difference in stripes between the two domains (1 is all of it); their distance to the true"

@@ -22,6 +22,7 @@ from typing import Any, TypeVar, get_args
 from fastcyclegan.errors import UserError, one_line
 from fastcyclegan.files.schema import described
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.pix2pix import Pix2PixRecipe
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.settings.data import DataConfig, Direction, Layout
 from fastcyclegan.settings.engine import EngineConfig
@@ -40,7 +41,7 @@ OF_ALL: Mapping[str, type] = {
     "finetune": FinetuneConfig,
 }
 """The groups of settings that all recipes have."""
-BUILT_IN: tuple[type[Recipe], ...] = (CycleGANRecipe,)
+BUILT_IN: tuple[type[Recipe], ...] = (CycleGANRecipe, Pix2PixRecipe)
 
 R = TypeVar("R", bound=type[Recipe])
 _registered: list[type[Recipe]] = []

@@ -13,7 +13,7 @@ from torch import nn
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError, recognise
 from fastcyclegan.checkpoints.both_directions import OPPOSITE, Found, generators_in
 from fastcyclegan.checkpoints.run_files import differences
-from fastcyclegan.config import Direction, TrainConfig, with_changes
+from fastcyclegan.config import Direction, ModelConfig, TrainConfig, with_changes
 from fastcyclegan.errors import UserError
 from fastcyclegan.nn.finite import require_representable
 
@@ -27,7 +27,15 @@ def _directed(config: TrainConfig) -> list[tuple[Path, Direction]]:
     finetune = config.finetune
     directed: list[tuple[Path, Direction]] = []
     if finetune.init_from is not None:
-        directed += zip(finetune.init_from, OPPOSITE, strict=False)
+        # A recipe with one generator has that of the run's direction.
+        directions = list(OPPOSITE) if len(config.recipe.directions) > 1 else [config.data.direction]
+        if len(finetune.init_from) > len(directions):
+            raise UserError(
+                f"--init_from: {config.recipe.title} has one generator, got {len(finetune.init_from)} files"
+            )
+        directed += zip(finetune.init_from, directions, strict=False)
+    if finetune.init_from_B is not None and len(config.recipe.directions) == 1:
+        raise UserError(f"--init_from_B: {config.recipe.title} has one generator, which --init_from names")
     if finetune.init_from_B is not None:
         directed.append((finetune.init_from_B, "BtoA"))
     return directed
@@ -47,6 +55,8 @@ def _found(config: TrainConfig) -> dict[str, Found]:
             if direction not in generators:
                 raise UserError(f"{source}: contains no generator from B to A")
             generators = {direction: generators[direction]}
+        if len(config.recipe.directions) == 1:
+            generators = _of_direction(generators, config.data.direction)
         for each, generator in generators.items():
             if each in found:
                 raise UserError(
@@ -60,6 +70,19 @@ def _found(config: TrainConfig) -> dict[str, Found]:
         of_model: Direction = "AtoB" if direction == config.data.direction else "BtoA"
         names[recipe.generator(of_model)] = generator
     return names
+
+
+def _of_direction(generators: dict[Direction, Found], wanted: Direction) -> dict[Direction, Found]:
+    """Return the one of ``generators`` that translates in the ``wanted`` direction, for a run of a single
+    generator.
+    """
+    if wanted not in generators:
+        (other,) = generators
+        raise UserError(
+            f"{generators[other].file} translates from {_words(other)}, but this run trains a generator from"
+            f" {_words(wanted)}: set --direction {other}"
+        )
+    return {wanted: generators[wanted]}
 
 
 def _words(direction: Direction) -> str:
@@ -78,6 +101,19 @@ def _settings(config: TrainConfig, name: str, found: Found) -> dict[str, Any]:
     return settings
 
 
+def before_files(config: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """Return ``config``, the defaults beside the settings in ``given``, without a U-Net by default.
+
+    If training starts from files, these determine the generator, so sizes of images that do not fit the
+    default one are no mistake.
+    """
+    starts_from_files = not {"init_from", "init_from_B"}.isdisjoint(given)
+    model = config.model
+    if not starts_from_files or "netG" in given or not isinstance(model, ModelConfig) or not model.levels:
+        return config
+    return with_changes(config, {"model": {"netG": "resnet_9blocks"}})
+
+
 def with_architecture_of_files(config: TrainConfig, given: Collection[str]) -> TrainConfig:
     """Return ``config`` with the settings of the generators in the files that it starts from.
 
@@ -86,11 +122,13 @@ def with_architecture_of_files(config: TrainConfig, given: Collection[str]) -> T
     if not config.finetune.is_from_files:
         return config
     kept = set(given)
-    if "no_dropout" in kept:
-        kept.add("use_dropout")
+    if kept & {"no_dropout", "use_dropout"}:
+        kept |= {"no_dropout", "use_dropout"}
     settings: dict[str, Any] = {}
     for name, found in _found(config).items():
         settings = {**_settings(config, name, found), **settings}
+    if isinstance(config.model, ModelConfig):
+        settings = config.model.of_file(settings)
     own = {setting.name for setting in dataclasses.fields(config.model)} - kept - {"model", "impl"}
     return with_changes(config, {"model": {key: value for key, value in settings.items() if key in own}})
 

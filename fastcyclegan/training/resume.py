@@ -150,7 +150,7 @@ def _start_from_weights(run: Run, folder: Path, log: Log) -> None:
         run.engine.average.restart()
     log(
         f"starting from the weights in {folder}/{config.run.epoch}_net_*.pth, at epoch"
-        f" {config.optim.epoch_count} and with fresh optimizers and pools, because these files contain only"
+        f" {config.optim.epoch_count} and with fresh optimizers, because these files contain only"
         " weights"
     )
 

@@ -82,7 +82,8 @@ def _draw_panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], nam
     iterations, positive = [record["iteration"] for record in records], True
     for name in names:
         values = [record[name] for record in records]
-        axes.plot(iterations, values, label=name, linewidth=1)
+        marker = "." if len(values) == 1 else ""  # a line of one point cannot be seen
+        axes.plot(iterations, values, label=name, linewidth=1, marker=marker)
         positive = positive and all(value >= 0 for value in values)
     axes.set(title=title, xlabel="iteration")
     if positive:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.config import DataConfig, TrainConfig, to_dict
@@ -54,9 +54,10 @@ Loaded = tuple[Images | None, Loader | TensorLoader, DataConfig]
 class Overrides:
     """Objects that the caller provides in place of those that the configuration describes.
 
-    These are initialised networks, the ``origins`` of their weights, loaders, a state to resume from, and
-    trackers. If ``files`` is true, the run writes files to the folder that its configuration names; if it is
-    false, it writes none.
+    These are initialised networks, the ``origins`` of their weights, loaders, a state to resume from,
+    trackers, and the state of torch's generator after the networks were initialised, from which dropout goes
+    on as if they had been initialised here. If ``files`` is true, the run writes files to the folder that its
+    configuration names; if it is false, it writes none.
     """
 
     nets: dict[str, nn.Module] | None = None
@@ -66,6 +67,7 @@ class Overrides:
     files: bool = True
     origins: Mapping[str, str] = field(default_factory=dict)
     trackers: Sequence[Tracker] = ()
+    random_state: Tensor | None = None
 
 
 def start(
@@ -261,6 +263,8 @@ def _initial_networks(
     """Return the networks, and where their weights come from, which is {} unless some are those of a file."""
     if overrides.nets is not None:
         require_trainable(overrides.nets)
+        if overrides.random_state is not None:
+            torch.set_rng_state(overrides.random_state)
         return overrides.nets, {} if overrides.state is not None else dict(overrides.origins)
     nets = networks_that_fit(config)
     if folder is not None and config.run.continue_train and has_weights(folder.path, config.run.epoch):
@@ -360,6 +364,7 @@ def _load_tensors(
         numbers=recipe.numbers_per_sample,
         same_size=recipe.needs_equal_sizes,
         sides=config.data.sides,
+        paired=config.data.dataset_mode == "aligned",
     )
     _require_long_enough(config, loader.plan)
     if folder is not None:
@@ -386,7 +391,7 @@ def _load(
             count = min(count, data.max_dataset_size)
         _require_long_enough(config, _plan(config, recipe, count, count))
         folder.open()
-        _draw_builtin_images(folder.path / DATASET, config.run.seed, reporter)
+        _draw_builtin_images(folder.path / DATASET, config, reporter)
         data = dataclasses.replace(data, dataroot=folder.path / DATASET)
         progress = dataclasses.replace(reporter, progress=None).checked_files
     required = recipe.requirements
@@ -404,17 +409,21 @@ def _load(
 
 
 def _require_builtin(recipe: Recipe, data: DataConfig) -> None:
-    """Raise UserError if ``recipe`` cannot train on the built-in dataset, which has two domains."""
-    if recipe.builtin is None or data.dataset_mode != "unaligned":
+    """Raise UserError if ``recipe`` cannot train on the built-in dataset, which has two domains in colour."""
+    if recipe.builtin is None or data.dataset_mode == "single":
         raise UserError(
             f"no images given: {recipe.title} needs images in the layout {data.dataset_mode}"
             f" ({LAYOUTS[data.dataset_mode]})"
         )
+    if recipe.requirements.channels != (3, 3):
+        found = ", ".join(f"{name} {count}" for name, count in recipe.file_channels.items())
+        raise UserError(f"no images given, and the built-in ones are in colour, got {found}")
 
 
-def _draw_builtin_images(root: Path, seed: int, reporter: _Reporter) -> None:
+def _draw_builtin_images(root: Path, config: TrainConfig, reporter: _Reporter) -> None:
+    paired = config.data.dataset_mode == "aligned"
     try:
-        builtin.write(root, seed, reporter.check)
+        builtin.write(root, config.run.seed, reporter.check, paired=paired)
     except OSError as error:
         file = root if error.filename is None else Path(error.filename)
         raise cannot_write(file, error) from None
@@ -426,7 +435,7 @@ def networks_that_fit(config: TrainConfig) -> dict[str, nn.Module]:
         recipe = config.make_recipe()
         nets = recipe.build_networks()
         recipe.require_networks(nets)
-        recipe.set_size_multiples(nets)
+        recipe.mark_generators(nets)
         return nets
     except (RuntimeError, MemoryError) as error:
         networks = config.make_recipe().architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from fastcyclegan.data import builtin
+from fastcyclegan.data.scan import Images
 
 
 def images(domain: str, split: str = "test", count: int = 16, seed: int = 0) -> np.ndarray:
@@ -47,16 +49,29 @@ def test_scores_rate_perfect_useless_and_wrong_translations(tmp_path: Path) -> N
     assert builtin.gap_closed(a, everywhere, b) < 0
     # Compute both scores from files: for a translator that changes nothing, and for a perfect one.
     builtin.write(tmp_path, 0)
-    sources, targets = (sorted((tmp_path / name).iterdir()) for name in ("testA", "testB"))
+    files = {name: sorted((tmp_path / name).iterdir()) for name in ("testA", "testB")}
+    found = Images([], [], files["testA"], files["testB"], {})
     true = torch.from_numpy(images("B", count=32)).permute(0, 3, 1, 2) / 127.5 - 1
     cpu = torch.device("cpu")
-    assert builtin.score(lambda images: images, sources, targets, cpu) == builtin.Score(0.0, 1.0)
-    assert builtin.score(lambda images: true, sources, targets, cpu) == builtin.Score(1.0, 0.0)
+    plain, striped = images("A", count=32), images("B", count=32)
+    assert builtin.score(lambda images: images, plain, striped, cpu) == builtin.Score(0.0, 1.0)
+    assert builtin.score(lambda images: true, plain, striped, cpu) == builtin.Score(1.0, 0.0)
     # The same for both directions: perfect from A to B, unchanged from B to A.
-    both = builtin.scores(
-        lambda name, images: true if name == "G_AB" else images, {"A": sources, "B": targets}, cpu
-    )
+    both = builtin.scores(lambda name, images: true if name == "G_AB" else images, found, cpu)
     assert both == {"AB": builtin.Score(1.0, 0.0), "BA": builtin.Score(0.0, 1.0)}
+    # The same for pairs, side by side in one file.
+    builtin.write(tmp_path, 0, paired=True)
+    pairs = {name: sorted((tmp_path / name).iterdir()) for name in ("train", "test")}
+    found = Images(*([pairs["train"]] * 2), *([pairs["test"]] * 2), {}, "aligned", halves=True)
+    both = builtin.scores(lambda name, images: true if name == "G_AB" else images, found, cpu)
+    assert both == {"AB": builtin.Score(1.0, 0.0), "BA": builtin.Score(0.0, 1.0)}
+    assert builtin.pair_score(lambda images: true, found, cpu) == builtin.PairScore(0.0, 0.0)
+    unchanged = builtin.pair_score(lambda images: images, found, cpu)
+    assert unchanged.of_untranslated == 1.0
+    assert unchanged.of_mean > 0.5
+    backwards = dataclasses.replace(found, direction="BtoA")
+    true = torch.from_numpy(plain).permute(0, 3, 1, 2) / 127.5 - 1
+    assert builtin.pair_score(lambda images: true, backwards, cpu) == builtin.PairScore(0.0, 0.0)
 
 
 def test_writes_every_image_once(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ def test_wgangp_needs_images_of_equal_size_in_every_batch() -> None:
     A = [tensors(1, n) for n in range(3)]
     B = [A[0], A[1], torch.nn.functional.interpolate(A[2], scale_factor=2)]
     model, same_model = (CycleGAN(**TINY, gan_mode="wgangp") for _ in range(2))
-    with pytest.raises(UserError, match=r"batch 3: wgangp mixes .* the same size, got 16x16 and 32x32"):
+    message = r"batch 3: images of A and B must have the same size, .* got 16x16 and 32x32"
+    with pytest.raises(UserError, match=message):
         model.fit(A, B)
     same_model.fit(A[:2], B[:2], n_epochs_decay=0)
     assert same(model, same_model)
@@ -318,3 +319,35 @@ def test_the_first_images_and_the_numbers_of_pairs() -> None:
     (batch,) = made.batches(0, 1)
     assert torch.equal(batch.B, tensors(2, 2))
     assert batch.samples == [Plan(7, 2, 2, 2, True, False, numbers=3).sample(1, i) for i in range(2)]
+
+
+def endless(*counts: int) -> Any:
+    """Return a loader without a length, of one batch for each of ``counts``, which are numbers of images."""
+
+    class Loader:
+        def __iter__(self) -> Any:
+            return (tensors(count, n) for n, count in enumerate(counts))
+
+    return Loader()
+
+
+@pytest.mark.parametrize(
+    ("A", "B", "per_epoch", "message"),
+    [
+        (
+            [tensors(1)] * 2,
+            [tensors(1)] * 3,
+            None,
+            "loader A has 2 batches and loader B has 3, but each image",
+        ),
+        (endless(1, 1), endless(1, 1, 1), 3, "batch 1 of loader A meets batch 3 of loader B"),
+        ([tensors(2)], [tensors(3)], None, "batch 1: there are 2 images of A and 3 of B"),
+    ],
+    ids=["lengths", "no lengths", "batches"],
+)
+def test_loaders_of_pairs_must_match(A: Any, B: Any, per_epoch: int | None, message: str) -> None:
+    """Without pairs, the surplus is dropped."""
+    required, cpu = ImageRequirements(), torch.device("cpu")
+    with pytest.raises(UserError, match=f"^{message}"):
+        list(TensorLoader(A, B, required, cpu, 0, per_epoch, paired=True).batches(0, 3))
+    assert len(list(TensorLoader(A, B, required, cpu, 0, per_epoch).batches(0, 3))) == 3

@@ -214,3 +214,14 @@ def test_values_frozen_into_a_recording_are_detected() -> None:
     replay()
     replay()
     assert total == 2
+
+
+def test_recording_takes_no_random_numbers_and_replays_draw_new_ones() -> None:
+    x = torch.ones(64)
+    torch.manual_seed(0)
+    expected = [F.dropout(x) for _ in range(2)]
+    torch.manual_seed(0)
+    replay, result = RecordedGraph()(lambda: F.dropout(x))
+    for mask in expected:
+        replay()
+        assert torch.equal(result, mask)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastcyclegan import CycleGAN, Generator, UnetGenerator, compat, load_generator
+from fastcyclegan import CycleGAN, Generator, Pix2Pix, UnetGenerator, compat, load_generator
 from fastcyclegan.errors import UserError
 
 
@@ -102,6 +102,17 @@ def test_card_shows_the_training_settings(dataset: Path, tmp_path: Path) -> None
     assert same(
         load_generator(tmp_path / "run"), Generator.from_pretrained(tmp_path / "hub" / "photos2noise")
     )
+
+
+def test_the_card_of_another_recipe_names_its_losses(tmp_path: Path) -> None:
+    model = Pix2Pix(netG="unet_32", ngf=2, ndf=2, crop_size=32, load_size=32, device="cpu")
+    model.save(tmp_path / "run")
+    G: Any = model.G
+    G.save_pretrained(tmp_path / "hub", run=tmp_path / "run")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "| losses | gan_mode vanilla, lambda_L1 100.0, lambda_gp 10.0 |" in card
+    assert "num_downs 5" in card
+    assert "cyclegan" not in card.replace("fastcyclegan", "").lower()
 
 
 def test_converts_back_to_an_official_file(tmp_path: Path) -> None:

@@ -6,35 +6,25 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from fastcyclegan import UserError, cli, load_generator, model_class
 from fastcyclegan.api import Model
 from fastcyclegan.recipes.registry import recipe_class
 from fastcyclegan.tensor_files import load_tensors
+from tests.recipes.states import assert_same, draw, killed, state_of
 from tests.training.runs import TRAIN
 
 PAGE = (Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md").read_text()
 (RECIPE,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Sketch" in code)
 SMALL = "--model sketch --device cpu --loader folder --num_threads 0 --load_size 20 --crop_size 16 --width 3"
-
-
-def draw(file: Path, width: int, seed: int) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (24, width, 3), np.uint8)
-    Image.fromarray(pixels).save(file)
 
 
 @pytest.fixture
@@ -60,28 +50,6 @@ def train(*args: str) -> int:
     return cli.train([*SMALL.split(), *args])
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    state: dict[str, Any] = load_tensors(run / "state.pt")
-    return state
-
-
-def assert_same(one: Any, other: Any, place: str = "state") -> None:
-    """Compare the parts of two states that later iterations depend on, bit for bit."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), place
-        for key in one:
-            if key not in ("config", "extra"):  # names of folders, and times
-                assert_same(one[key], other[key], f"{place}.{key}")
-    elif isinstance(one, Tensor):
-        assert torch.equal(one, other), place
-    elif isinstance(one, list):
-        assert len(one) == len(other), place
-        for n, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{place}.{n}")
-    else:
-        assert one == other, place
-
-
 def test_the_recipe_is_short() -> None:
     assert len(RECIPE.splitlines()) < 80
     assert len([line for line in RECIPE.splitlines() if line.strip()]) < 60
@@ -94,12 +62,7 @@ def test_it_trains_on_pairs_and_resumes_bit_for_bit_after_a_kill(
     assert train(*length, "--name", "unbroken") == 0
     assert "6 pairs for training, 0 held out" in capsys.readouterr().out
     command = [*TRAIN, *SMALL.split(), *length, "--name", "killed", "--save_latest_freq", "5"]
-    state = folder / "runs" / "killed" / "state.pt"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+    killed(command, folder / "runs" / "killed" / "state.pt")
     assert cli.train(["--continue_train", "--name", "killed"]) == 0
     resumed = re.search(r"resuming runs/killed after iteration (\d+)", capsys.readouterr().out)
     assert resumed is not None
@@ -201,19 +164,19 @@ def test_it_trains_on_single_images_and_in_python(folder: Path, capsys: pytest.C
 
 
 def test_help_shows_the_flags_of_the_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for model, shown, hidden in (("sketch", "--width", "--lambda_A"), ("cycle_gan", "--lambda_A", "--width")):
+    for model, shown, hidden in (("sketch", "--width", "--lambda_B"), ("cycle_gan", "--lambda_B", "--width")):
         with pytest.raises(SystemExit):
             cli.train(["--help", "--model", model])
         output = capsys.readouterr().out
         assert f" {shown} " in output
         assert f" {hidden} " not in output
-        assert "cycle_gan, sketch" in " ".join(output.split())
+        assert "cycle_gan, pix2pix, sketch" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--data photos --lambda_A 3", "--lambda_A is a flag of --model cycle_gan; --help lists all flags"),
+        ("--data photos --lambda_B 3", "--lambda_B is a flag of --model cycle_gan; --help lists all flags"),
         ("", "no images given: Sketch needs images in the layout aligned (pairs: --dataroot with train, or"),
         ("--data photos --direction BtoA", "--direction BtoA swaps A and B, but single images have no B"),
         ("--data photos --dataset_mode aligned", "--data is a folder of single images, but this run"),

@@ -73,14 +73,14 @@ def test_a_program_can_register_a_recipe() -> None:
     assert register_recipe(PairsToy) is PairsToy
     assert register_recipe(PairsToy) is PairsToy  # again, as when a module is reloaded
     assert recipe_class("toy") is PairsToy
-    assert names() == ["cycle_gan", "toy"]
+    assert names() == ["cycle_gan", "pix2pix", "toy"]
     assert model_class("toy") is model_class("toy")
     assert model_class("toy").__name__ == "Toy"
 
 
 def test_a_plug_in_is_found_and_imported_only_when_it_is_needed(plug_in: Any) -> None:
     plug_in("toy-recipe", "toy = toy_module:Toy", f"print('imported')\n{TOY}")
-    assert names() == ["cycle_gan", "toy"]
+    assert names() == ["cycle_gan", "pix2pix", "toy"]
     recipe_class("cycle_gan")
     assert "toy_module" not in sys.modules
     assert recipe_class("toy") is PairsToy
@@ -142,7 +142,7 @@ def test_unknown_recipes_are_named_with_a_similar_one() -> None:
     with pytest.raises(UserError, match=r"^--model: there is no recipe 'tyo'; did you mean toy\?$"):
         recipe_class("tyo")
     with pytest.raises(
-        UserError, match=r"^--model: there is no recipe 'x'; the recipes are cycle_gan, toy, a"
+        UserError, match=r"^--model: there is no recipe 'x'; the recipes are cycle_gan, pix2pix, toy, a"
     ):
         default_config("x")
     saved = to_dict(TrainConfig())

@@ -19,8 +19,7 @@ def score(runs: Path, name: str, *flags: str) -> builtin.Score:
     config = parse_train(["--device", "cpu", "--checkpoints_dir", str(runs), "--name", name, *flags])
     run = train(config, Console()).run
     assert run.images is not None
-    held_out = {"A": run.images.test_A, "B": run.images.test_B}
-    return builtin.scores(run.engine.translate, held_out, run.engine.device)["AB"]
+    return builtin.scores(run.engine.translate, run.images, run.engine.device)["AB"]
 
 
 @pytest.mark.slow
