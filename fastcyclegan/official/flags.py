@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +44,10 @@ RENAMED = {
 """Names that flags had in 2017 and 2018, and their present names."""
 ACCEPTED = (
     f"the old names --{', --'.join(RENAMED)}, --no_lsgan and --align_data; --load_iter N for --epoch iter_N;"
-    " --suffix, which is appended to --name; and without effect"
-    f" --{', --'.join((*_OF_VIEWERS, *_SWITCHES_WITHOUT_EFFECT))} and --phase train."
+    " --suffix, which is appended to --name; --lambda_A for --lambda_L1 with recipes that have only the"
+    " latter; and without effect"
+    f" --{', --'.join((*_OF_VIEWERS, *_SWITCHES_WITHOUT_EFFECT))}, --phase train and, with recipes"
+    " that have no image pool, --pool_size 0."
 )
 """What ``translated`` accepts, for the help."""
 
@@ -78,13 +80,15 @@ class OfficialFlags:
         return lines
 
 
-def translated(args: Sequence[str]) -> OfficialFlags:
+def translated(args: Sequence[str], model: str, own: Collection[str]) -> OfficialFlags:
     """Return the command line ``args`` of the official train.py in our flags. Others are left as they are.
 
-    Raises UserError for a value that nothing here corresponds to, and for a setting that is given under its
-    old and its new name.
+    ``model`` is the name of the recipe, and ``own`` are the names of the flags that it adds. Raises UserError
+    for a value that nothing here corresponds to, and for a setting that is given under its old and its new
+    name.
     """
     result, rest = OfficialFlags(), list(args)
+    with_value = _WITH_VALUE | (_OF_SOME_RECIPES - {*own})
     given = {spelled(arg) for arg in args}
     while rest:
         arg = rest.pop(0)
@@ -95,13 +99,16 @@ def translated(args: Sequence[str]) -> OfficialFlags:
             _change(result, arg, "gan_mode", "vanilla", given)
         elif name == "align_data":
             _change(result, arg, "dataset_mode", "aligned", given)
-        elif name in _WITH_VALUE:
+        elif name in with_value:
             flag, equals, value = arg.partition("=")
             if not equals:
                 if not rest or rest[0].startswith("--"):
                     raise UserError(f"{flag}: no value given")
                 value = rest.pop(0)
-            _translate(result, flag, value, given)
+            if name in _OF_SOME_RECIPES:
+                _translate_for(result, flag, value, given, model, own)
+            else:
+                _translate(result, flag, value, given)
         else:
             result.args.append(arg)
     return result
@@ -129,6 +136,21 @@ def _translate(result: OfficialFlags, flag: str, value: str, given: set[str]) ->
         result.args.append(f"{flag}={value}")
 
 
+def _translate_for(
+    result: OfficialFlags, flag: str, value: str, given: set[str], model: str, own: Collection[str]
+) -> None:
+    """Add the flag ``flag``, which all official models had once, for a recipe that does not have it."""
+    if spelled(flag) == "lambda_A" and "lambda_L1" in own:
+        _change(result, flag, "lambda_L1", value, given)
+    elif spelled(flag) == "pool_size":
+        if value != "0":
+            raise UserError(f"{flag} {value}: --model {model} has no image pool; leave it out, or give 0")
+        result.without_effect.append(flag)
+    else:
+        result.args.append(f"{flag}={value}")
+
+
+_OF_SOME_RECIPES = {"lambda_A", "pool_size"}
 _WITH_VALUE = {
     *_OF_VIEWERS,
     *RENAMED,
@@ -149,7 +171,7 @@ def _change(result: OfficialFlags, flag: str, name: str, value: str, given: set[
     if name in given and name != spelled(flag):
         raise UserError(f"{flag} is an old name of --{name}: give only one of them")
     now = f"--{name}"
-    if spelled(flag) not in RENAMED:
+    if spelled(flag) not in RENAMED and name != "lambda_L1":
         now += f" {value}"
     before = f"{flag} lambda" if spelled(flag) == name else flag
     result.args.append(f"--{name}={value}")

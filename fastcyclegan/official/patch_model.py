@@ -222,7 +222,8 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
 
     ``module`` is the checkout's models/base_model.py. Flags that the model does not support raise UserError
     before anything runs. Where kernels compute our networks, ``setup`` also converts them to channels_last,
-    the layout that the kernels read.
+    the layout that the kernels read. For a model whose step we do not have, it logs that the checkout's own
+    trains it.
     """
     cls = getattr(module, "BaseModel", None)
     official = getattr(cls, "setup", None)
@@ -237,6 +238,10 @@ def check_setup(module: ModuleType, options: Options, log: Log) -> None:
     def setup(self: Any, *args: Any, **kwargs: Any) -> Any:
         _check_options(self, options)
         result = official(self, *args, **kwargs)
+        if getattr(self, "isTrain", False) and not _has_step(self):
+            log(
+                f"training step: not replaced: fastcyclegan's is for CycleGANModel, not {type(self).__name__}"
+            )
         for name in self.model_names:
             net = getattr(self, f"net{name}")
             if isinstance(net, nn.DataParallel):

@@ -20,6 +20,7 @@ from torch import nn
 
 from fastcyclegan import compat
 from fastcyclegan.nn.networks import set_impl
+from fastcyclegan.official.dropout import order_dropout
 
 Log = Callable[[str], None]
 
@@ -85,6 +86,7 @@ def _builder(official: Any, ours: type[nn.Module], impl: str, log: Log) -> Calla
             return object.__new__(cls)
         torch.set_rng_state(after)
         set_impl(net, impl)
+        order_dropout(net)
         return net
 
     return new

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from fastcyclegan.official.flags import RENAMED, spelled
 
-# Flags of the official test.py, of any age, that translate.py does not have.
+# Flags of the official test.py, of any age. Those that translate.py has as well are left out by their names.
 _SWITCHES = (
     "no_dropout",
     "use_dropout",
@@ -21,7 +21,10 @@ _SWITCHES = (
     "verbose",
     "use_wandb",
     "no_html",
+    "align_data",
 )
+_UNET_SIDE = "256"
+"""The side to which the official test resizes images by default, which matters to a U-Net."""
 _WITH_VALUE = (
     *("dataroot", "name", "model", "results_dir", "phase", "checkpoints_dir", "dataset_mode", "suffix"),
     *("num_test", "how_many", "ntest", "model_suffix", "aspect_ratio", "load_iter", "max_dataset_size"),
@@ -41,12 +44,16 @@ def replacement(args: Sequence[str], own: Collection[str]) -> str | None:
     if not theirs or "help" in names:
         return None
     values = _values(args)
-    commands = [shlex.join(["translate.py", *_arguments(values)])]
-    text = f"--{theirs[0]} is a flag of the official test.py; write: {commands[0]}"
+    command = shlex.join(["translate.py", *_arguments(values, own)])
+    text = f"--{theirs[0]} is a flag of the official test.py; write: {command}"
     if values.get("model") == "cycle_gan":
         opposite = "AtoB" if values.get("direction") == "BtoA" else "BtoA"
-        other = shlex.join(["translate.py", *_arguments({**values, "direction": opposite}, f"_{opposite}")])
+        reverse = {**values, "direction": opposite}
+        other = shlex.join(["translate.py", *_arguments(reverse, own, f"_{opposite}")])
         text += f"; for the other direction: {other}"
+    if _is_aligned(values) and "input" not in values:
+        folder = _folder(values) / values.get("phase", "test")
+        text += f"; first cut the images of {folder} into their halves: translate.py translates whole files"
     if any(name in values for name in ("num_test", "how_many", "ntest")):
         text += " (all images are translated)"
     return text
@@ -66,35 +73,73 @@ def _values(args: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _arguments(values: Mapping[str, str], ending: str = "") -> list[str]:
-    """Return the arguments of translate.py for the ``values`` of both commands' flags.
+def _arguments(values: Mapping[str, str], own: Collection[str], ending: str = "") -> list[str]:
+    """Return the arguments of translate.py, whose flags are ``own``, for the ``values`` of both commands'
+    flags.
 
     ``ending`` is appended to the name of the folder for the translations.
     """
-    is_single = _is_single(values)
-    direction, epoch = values.get("direction", "AtoB"), _epoch(values)
+    is_single, epoch = _is_single(values), _epoch(values)
     name, suffix = values.get("name", "NAME"), values.get("model_suffix", "")
     weights = PurePosixPath(values.get("checkpoints_dir", "checkpoints"), name)
-    images = PurePosixPath(values.get("dataroot", "IMAGES"))
-    if not is_single:
-        images /= f"{values.get('phase', 'test')}{'B' if direction == 'BtoA' else 'A'}"
     if is_single and suffix:
         weights /= f"{epoch}_net_G{suffix}.pth"
         epoch = "latest"
     chosen = {
         "weights": values.get("weights", str(weights)),
-        "input": values.get("input", str(images)),
+        "input": values.get("input", _input(values)),
         "output": values.get(
             "output", str(PurePosixPath(values.get("results_dir", "results"), f"{name}{ending}"))
         ),
     }
-    if direction != "AtoB" and not is_single:
-        chosen["direction"] = direction
+    # The only generator of pix2pix translates in the direction in which it was trained.
+    if values.get("direction", "AtoB") != "AtoB" and not is_single and not _is_pix2pix(values):
+        chosen["direction"] = values["direction"]
     if epoch != "latest":
         chosen["epoch"] = epoch
     chosen |= _side(values) | _device(values)
     chosen |= {name: values[name] for name in ("batch_size", "num_threads") if name in values}
-    return [part for name, value in chosen.items() for part in (f"--{name}", value)]
+    arguments = [part for name, value in chosen.items() for part in (f"--{name}", value)]
+    return [*arguments, *(f"--{name}" for name in _modes(values) if name in own)]
+
+
+def _modes(values: Mapping[str, str]) -> list[str]:
+    """Return the switches for a network that is to compute in another way than in training.
+
+    Whether a ResNet has dropout shows in its file, but a U-Net's file does not tell.
+    """
+    if "eval" in values:
+        return ["eval"]
+    return ["no_dropout"] if "no_dropout" in values and _is_unet(values) else []
+
+
+def _is_pix2pix(values: Mapping[str, str]) -> bool:
+    return values.get("model") == "pix2pix"
+
+
+def _is_unet(values: Mapping[str, str]) -> bool:
+    return values.get("netG", "unet_256" if _is_pix2pix(values) else "").startswith("unet")
+
+
+def _folder(values: Mapping[str, str]) -> PurePosixPath:
+    return PurePosixPath(values.get("dataroot", "IMAGES"))
+
+
+def _input(values: Mapping[str, str]) -> str:
+    """Return the folder of the images to translate."""
+    is_B = values.get("direction") == "BtoA"
+    if _is_aligned(values):
+        return "RIGHT_HALVES" if is_B else "LEFT_HALVES"
+    if _is_single(values):
+        return str(_folder(values))
+    return str(_folder(values) / f"{values.get('phase', 'test')}{'B' if is_B else 'A'}")
+
+
+def _is_aligned(values: Mapping[str, str]) -> bool:
+    """Return whether the files hold pairs side by side, unless there is a folder for each domain."""
+    usual = "aligned" if _is_pix2pix(values) or "align_data" in values else ""
+    is_aligned = values.get("dataset_mode", usual) == "aligned"
+    return is_aligned and not Path(_folder(values), f"{values.get('phase', 'test')}A").is_dir()
 
 
 def _is_single(values: Mapping[str, str]) -> bool:
@@ -117,7 +162,7 @@ def _epoch(values: Mapping[str, str]) -> str:
 
 def _side(values: Mapping[str, str]) -> dict[str, str]:
     """Return the side to which the official command resizes images, if it names one."""
-    side = values.get("crop_size", values.get("load_size"))
+    side = values.get("crop_size", values.get("load_size", _UNET_SIDE if _is_unet(values) else None))
     if side is None or values.get("preprocess", "resize_and_crop") != "resize_and_crop":
         return {}
     return {"resize": side}

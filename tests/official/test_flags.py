@@ -13,7 +13,7 @@ import pytest
 from fastcyclegan import cli
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
-from fastcyclegan.config import TrainConfig, to_dict, with_changes
+from fastcyclegan.config import TrainConfig, default_config, to_dict, with_changes
 from fastcyclegan.errors import UserError
 
 # Each command line, the settings that differ from the defaults, and the lines about its flags.
@@ -167,25 +167,86 @@ COMMANDS: list[tuple[str, dict[str, Any], list[str]]] = [
 ]
 
 
+# The same for pix2pix.
+PAIRS: list[tuple[str, dict[str, Any], list[str]]] = [
+    (  # the official README and notebook
+        "--dataroot ./datasets/facades --name facades_pix2pix --model pix2pix --direction BtoA"
+        " --display_id -1",
+        {"dataroot": "datasets/facades", "name": "facades_pix2pix", "direction": "BtoA"},
+        ["--display_id: no effect here"],
+    ),
+    (  # scripts/train_pix2pix.sh
+        "--dataroot ./datasets/facades --name facades_pix2pix --model pix2pix --netG unet_256"
+        " --direction BtoA --lambda_L1 100 --dataset_mode aligned --norm batch --pool_size 0",
+        {"dataroot": "datasets/facades", "name": "facades_pix2pix", "direction": "BtoA"},
+        ["--pool_size: no effect here"],
+    ),
+    (  # early 2017
+        "--dataroot ./datasets/facades --name facades_pix2pix --model pix2pix --which_model_netG unet_256"
+        " --which_direction BtoA --lambda_A 50 --align_data --use_dropout --no_lsgan",
+        {
+            "dataroot": "datasets/facades",
+            "name": "facades_pix2pix",
+            "direction": "BtoA",
+            "lambda_L1": 50.0,
+            "use_dropout": True,
+        },
+        [
+            "--which_model_netG is now --netG, --which_direction is now --direction, --lambda_A is now"
+            " --lambda_L1, --align_data is now --dataset_mode aligned, --no_lsgan is now --gan_mode vanilla"
+        ],
+    ),
+    (  # later in 2017, with values after = and another size
+        "--dataroot d --name city --model pix2pix --which_model_netG unet_128 --which_direction AtoB"
+        " --lambda_A=100 --dataset_mode aligned --no_lsgan --norm batch --pool_size=0 --niter 150"
+        " --niter_decay 50 --loadSize 143 --fineSize 128 --batchSize 4 --display_id=0",
+        {
+            "dataroot": "d",
+            "name": "city",
+            "netG": "unet_128",
+            "n_epochs": 150,
+            "n_epochs_decay": 50,
+            "load_size": 143,
+            "crop_size": 128,
+            "batch_size": 4,
+        },
+        [
+            "--pool_size, --display_id: no effect here",
+            "--which_model_netG is now --netG, --which_direction is now --direction, --lambda_A is now"
+            " --lambda_L1, --no_lsgan is now --gan_mode vanilla, --niter is now --n_epochs, --niter_decay is"
+            " now --n_epochs_decay, --loadSize is now --load_size, --fineSize is now --crop_size,"
+            " --batchSize is now --batch_size",
+        ],
+    ),
+]
+
+
 def flat(config: TrainConfig) -> dict[str, Any]:
     return {name: value for group in to_dict(config).values() for name, value in group.items()}
 
 
-@pytest.mark.parametrize(("command", "settings", "lines"), COMMANDS)
+@pytest.mark.parametrize(("command", "settings", "lines"), [*COMMANDS, *PAIRS])
 def test_official_command_lines_give_their_settings(
     command: str, settings: dict[str, Any], lines: list[str]
 ) -> None:
     logged: list[str] = []
     config = parse_train(shlex.split(command), logged.append)
-    assert flat(config) == flat(TrainConfig()) | settings
+    assert flat(config) == flat(default_config(config.model.model)) | settings
     assert logged == lines
 
 
 MISTAKES = [
     (
-        "--dataroot d --name f --model pix2pix --direction BtoA",
-        "--model: there is no recipe 'pix2pix'; the recipes are cycle_gan",
+        "--dataroot d --name f --model colorization",
+        "--model: there is no recipe 'colorization'; the recipes are cycle_gan, pix2pix",
     ),
+    (
+        "--dataroot d --name f --model pix2pix --pool_size 50",
+        "--pool_size 50: --model pix2pix has no image pool; leave it out, or give 0",
+    ),
+    ("--dataroot d --model pix2pix --lambda_A 9 --lambda_L1 9", "--lambda_A is an old name of --lambda_L1"),
+    ("--dataroot d --model pix2pix --lambda_A", "--lambda_A: no value given"),
+    ("--dataroot d --model pix2pix --lambda_B 10", "--lambda_B is a flag of --model cycle_gan"),
     (
         "--dataroot d --dataset_mode=colorization",
         "--dataset_mode must be one of unaligned, aligned, single, got 'colorization'",
@@ -216,7 +277,7 @@ MISTAKES = [
     ("--dataroot d --niter few", "--n_epochs must be an integer, got 'few'"),
     ("--dataroot d --gpu_ids 0,1", "gpu_ids must be one number, or -1 for the CPU (a run uses one GPU)"),
     ("--dataroot d --norm syncbatch", "--norm must be one of instance, batch, none, got 'syncbatch'"),
-    ("--dataroot d --lambda_L1 100", "unknown flag --lambda_L1; did you mean"),
+    ("--dataroot d --lambda_L1 100", "--lambda_L1 is a flag of --model pix2pix"),
 ]
 
 
@@ -243,6 +304,18 @@ def test_weights_of_an_iteration_and_a_suffix_when_a_run_is_resumed(tmp_path: Pa
     assert logged == ["--load_iter 0300 is now --epoch iter_300, --which_direction is now --direction"]
     with pytest.raises(UserError, match="both choose the weights"):
         parse_train([*command.split(), "--load_iter", "3", "--epoch", "3"])
+
+
+def test_a_resumed_pix2pix_takes_its_flags_without_its_name(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    run_files.write_config(
+        tmp_path / "r", with_changes(default_config("pix2pix"), {"data": {"dataroot": Path("d")}})
+    )
+    (tmp_path / "r" / "state.pt").touch()
+    logged: list[str] = []
+    command = f"--continue_train --name r --checkpoints_dir {tmp_path} --pool_size 0 --lambda_A 7"
+    assert flat(parse_train(command.split(), logged.append))["lambda_L1"] == 7
+    assert logged == ["--pool_size: no effect here", "--lambda_A is now --lambda_L1"]
 
 
 def test_the_lines_come_before_the_configuration_but_not_with_help(

@@ -93,8 +93,8 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
     assert all(value.is_contiguous() for weights in our_files.values() for value in weights.values())
     for folder in folders:
         arguments = (
-            f"--dataroot {images} --ngf 4 --netG resnet_1blocks --model test --no_dropout --checkpoints_dir"
-            f" {folder}".split()
+            f"--dataroot {images}/testA --ngf 4 --netG resnet_1blocks --model test --model_suffix _A"
+            f" --no_dropout --checkpoints_dir {folder}".split()
         )
         text, our_sums = command(*OURS, ours / "test.py", *arguments, cwd=tmp_path, prefix="sums")
         _, official_sums = command(official / "test.py", *arguments, cwd=tmp_path, prefix="sums")
@@ -102,6 +102,24 @@ def test_the_command_end_to_end(tmp_path: Path, images: Path) -> None:
         assert len(our_sums) == 2
         assert [pytest.approx(row, abs=0.02) for row in official_sums] == our_sums
     assert file_hashes(ours) == before
+
+
+@pytest.mark.slow
+def test_pix2pix_end_to_end(tmp_path: Path, pairs: Path) -> None:
+    """Train and test with the command and with the checkout alone, and compare the two."""
+    folder, small = checkout(tmp_path), "--ngf 4 --ndf 4 --netG unet_64 --n_epochs 1 --n_epochs_decay 0"
+    flags = f"--dataroot {pairs} --model pix2pix {small} --print_freq 1".split()
+    text, losses = command(*OURS, folder / "train.py", *flags, cwd=tmp_path, prefix="losses")
+    assert "UnetGenerator: replaced by fastcyclegan's" in text
+    assert "training step: not replaced: fastcyclegan's is for CycleGANModel, not Pix2PixModel" in text
+    _, official_losses = command(folder / "train.py", *flags, "--name", "own", cwd=tmp_path, prefix="losses")
+    assert [pytest.approx(row, rel=1e-3) for row in official_losses] == losses
+    flags = f"--dataroot {pairs / 'test'} --model test --netG unet_64 --norm batch --ngf 4".split()
+    text, our_sums = command(*OURS, folder / "test.py", *flags, cwd=tmp_path, prefix="sums")
+    _, official_sums = command(folder / "test.py", *flags, cwd=tmp_path, prefix="sums")
+    assert "UnetGenerator: replaced by fastcyclegan's" in text
+    assert len(our_sums) == 2
+    assert [pytest.approx(row, abs=0.02) for row in official_sums] == our_sums
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from fastcyclegan import cli
 from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.nn.networks import Generator
+from fastcyclegan.official.replacement import replacement
 
 COMMANDS = [
     (  # the official README
@@ -30,7 +31,7 @@ COMMANDS = [
     ),
     (
         "--dataroot=d --name=n --how_many 5000 --which_epoch 200 --which_direction BtoA --results_dir out/"
-        " --checkpoints_dir ./c --phase val --gpu_ids=0,1 --eval --batchSize 4",
+        " --checkpoints_dir ./c --phase val --gpu_ids=0,1 --batchSize 4",
         "--weights c/n --input d/valB --output out/n --direction BtoA --epoch 200 --device cuda:0"
         " --batch_size 4 (all images are translated)",
     ),
@@ -49,6 +50,34 @@ COMMANDS = [
         "--weights checkpoints/n --input holiday --output results/n",
     ),
     ("--name n", "--weights checkpoints/n --input IMAGES --output results/n"),
+    (  # the official README and scripts/test_pix2pix.sh: files of pairs
+        "--dataroot ./datasets/facades/ --direction BtoA --model pix2pix --name facades_pix2pix",
+        "--weights checkpoints/facades_pix2pix --input RIGHT_HALVES --output results/facades_pix2pix --resize"
+        " 256; first cut the images of datasets/facades/test into their halves: translate.py translates whole"
+        " files",
+    ),
+    (  # the same in 2017
+        "--dataroot d --name n --model pix2pix --which_model_netG unet_128 --which_direction AtoB"
+        " --align_data --norm batch --how_many 50 --fineSize 128 --phase val",
+        "--weights checkpoints/n --input LEFT_HALVES --output results/n --resize 128; first cut the images of"
+        " d/val into their halves: translate.py translates whole files (all images are translated)",
+    ),
+    (  # scripts/test_single.sh
+        "--dataroot ./datasets/facades/testB/ --name facades_pix2pix --model test --netG unet_256 --direction"
+        " BtoA --dataset_mode single --norm batch",
+        "--weights checkpoints/facades_pix2pix --input datasets/facades/testB --output"
+        " results/facades_pix2pix --resize 256",
+    ),
+    (
+        "--dataroot d --name n --model pix2pix --input my/images --netG resnet_6blocks",
+        "--weights checkpoints/n --input my/images --output results/n",
+    ),
+    (  # CycleGAN on pairs
+        "--dataroot d --name n --model cycle_gan --dataset_mode aligned",
+        "--weights checkpoints/n --input LEFT_HALVES --output results/n; for the other direction:"
+        " translate.py --weights checkpoints/n --input RIGHT_HALVES --output results/n_BtoA --direction BtoA;"
+        " first cut the images of d/test into their halves: translate.py translates whole files",
+    ),
     (  # ours and theirs together
         "--weights w --input i --output o --gpu_ids 0",
         "--weights w --input i --output o --device cuda:0",
@@ -65,6 +94,34 @@ def test_the_line_names_the_command_to_write(
     assert error.startswith("error: --")
     assert " is a flag of the official test.py; write: " in error
     assert error.endswith(f"; write: translate.py {ours}\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--model pix2pix --eval", " --resize 256 --eval"),
+        ("--model pix2pix --no_dropout", " --resize 256 --no_dropout"),
+        # In evaluation mode, there is no dropout.
+        ("--model test --netG unet_128 --no_dropout --eval", " --resize 256 --eval"),
+        # The file of a ResNet shows that it has none.
+        ("--model test --no_dropout", ""),
+        ("--model pix2pix --netG resnet_9blocks --no_dropout", ""),
+    ],
+)
+def test_modes_of_the_network_are_kept_where_we_have_them(flags: str, expected: str) -> None:
+    args = shlex.split(f"--dataroot d --name n {flags}")
+    text = replacement(args, ["weights", "input", "output", "eval", "no_dropout"])
+    assert text is not None
+    command, _, _ = text.partition(";")[2].partition("; first")
+    assert command.partition("results/n")[2] == expected
+    assert "--eval" not in str(replacement(args, []))
+
+
+def test_pairs_in_two_folders_need_no_cutting(tmp_path: Path) -> None:
+    (tmp_path / "testA").mkdir()
+    text = replacement(["--dataroot", str(tmp_path), "--model", "pix2pix", "--direction=BtoA"], [])
+    assert text is not None
+    assert text.endswith(f"--input {tmp_path}/testB --output results/NAME --resize 256")
 
 
 def test_the_command_translates(

@@ -113,6 +113,35 @@ def train(
     return model, losses, logged
 
 
+def translated(folder: Path, photos: Path, flags: str, options: Options | None) -> list[dict[str, Any]]:
+    """Translate in the same way as the checkout's test.py, but in float64, and return its images.
+
+    If ``options`` is None, the checkout's own networks are used, otherwise ours if they can replace them.
+    """
+    arguments = f"--checkpoints_dir {folder.parent / 'runs'} --ngf 4 --serial_batches {flags}".split()
+    sys.argv = ["test.py", "--dataroot", str(photos), *arguments]
+    with importable(folder, options, []):
+        import data as official_data
+        import models
+        from options.test_options import TestOptions  # type: ignore[import-not-found]
+
+        torch.manual_seed(0)
+        opt = TestOptions().parse()
+        model = models.create_model(opt)  # type: ignore[attr-defined]
+        model.setup(opt)
+        model.netG.double()
+        if opt.eval:
+            model.eval()
+        images = []
+        for batch in official_data.create_dataset(opt):
+            model.set_input(
+                {name: value.double() if name in "AB" else value for name, value in batch.items()}
+            )
+            model.test()
+            images.append(model.get_current_visuals())
+    return images
+
+
 def assert_same(ours: Any, official: Any, bound: float = 1e-9) -> None:
     """Assert that two runs in float64 have the same weights, running statistics and losses.
 

@@ -23,9 +23,39 @@ class UnalignedDataset(torch.utils.data.Dataset):
         return {"A": picture(a), "B": picture(b), "A_paths": str(a), "B_paths": str(b)}
 
 
+class AlignedDataset(torch.utils.data.Dataset):
+    """The left and right halves of the pictures of train, or test."""
+
+    def __init__(self, opt):
+        self.AB = sorted((Path(opt.dataroot) / ("train" if opt.isTrain else "test")).iterdir())
+
+    def __len__(self):
+        return len(self.AB)
+
+    def __getitem__(self, index):
+        path = str(self.AB[index])
+        both = picture(path)
+        half = both.shape[2] // 2
+        return {"A": both[:, :, :half], "B": both[:, :, half:], "A_paths": path, "B_paths": path}
+
+
+class SingleDataset(torch.utils.data.Dataset):
+    """The pictures of one folder."""
+
+    def __init__(self, opt):
+        self.A = sorted(Path(opt.dataroot).iterdir())
+
+    def __len__(self):
+        return len(self.A)
+
+    def __getitem__(self, index):
+        return {"A": picture(self.A[index]), "A_paths": str(self.A[index])}
+
+
 def picture(path):
     return torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def create_dataset(opt):
-    return torch.utils.data.DataLoader(UnalignedDataset(opt), batch_size=opt.batch_size, shuffle=not opt.serial_batches)
+    kind = {"unaligned": UnalignedDataset, "aligned": AlignedDataset, "single": SingleDataset}[opt.dataset_mode]
+    return torch.utils.data.DataLoader(kind(opt), batch_size=opt.batch_size, shuffle=not opt.serial_batches)

@@ -52,7 +52,7 @@ def define_G(input_nc, output_nc, ngf, netG, norm="batch", use_dropout=False, in
         n_blocks = int(netG.removeprefix("resnet_").removesuffix("blocks"))
         net = ResnetGenerator(input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, n_blocks=n_blocks)
     else:
-        downs = {"unet_32": 5, "unet_128": 7, "unet_256": 8}[netG]
+        downs = {"unet_32": 5, "unet_64": 6, "unet_128": 7, "unet_256": 8}[netG]
         net = UnetGenerator(input_nc, output_nc, downs, ngf, norm_layer=norm_layer, use_dropout=use_dropout)
     return init_net(net, init_type, init_gain, gpu_ids)
 
