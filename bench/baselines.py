@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bench import cyclegan_baseline
+from bench import cyclegan_baseline, pix2pix_baseline
+from bench.flat_images import join_names
 from fastcyclegan.config import TrainConfig, default_config, with_changes
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.engine import Engine
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.pix2pix import Pix2PixRecipe
 from fastcyclegan.recipes.recipe import Settings
 
 Fakes = Callable[[int], Tensor]
@@ -74,6 +76,12 @@ BASELINES_BY_RECIPE: dict[str, Baseline] = {
     CycleGANRecipe.name: Baseline(
         cyclegan_baseline.plain_networks, cyclegan_baseline.OfficialStep, cyclegan_baseline.pooled_images
     ),
+    Pix2PixRecipe.name: Baseline(
+        pix2pix_baseline.plain_networks,
+        pix2pix_baseline.OfficialStep,
+        pix2pix_baseline.translated_images,
+        pix2pix_baseline.SETTINGS,
+    ),
 }
 
 
@@ -82,7 +90,7 @@ def baseline_of(model: str) -> Baseline:
     if model not in BASELINES_BY_RECIPE:
         raise UserError(
             f"there is no official training step to compare {model} with; there is one for"
-            f" {' and '.join(BASELINES_BY_RECIPE)}"
+            f" {join_names(list(BASELINES_BY_RECIPE))}"
         )
     return BASELINES_BY_RECIPE[model]
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import pytest
 
-from bench.counts import info_of, step_counts, translation_counts
+from bench.counts import (
+    info_of,
+    pix2pix_step_counts,
+    pix2pix_translation_counts,
+    step_counts,
+    translation_counts,
+)
 from bench.step_work import step_work
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.devtools.dry_run import DTYPES, NETWORKS, VARIANTS, count_network
@@ -86,6 +92,40 @@ def bench_translation_counts(race: Race, quick: bool, provider: str) -> None:
         size, blocks = 32, 1
     group = f"counts of a translation, {size}x{size}, batch 1, {blocks} blocks, ngf 64"
     race(group, builders_of(TRANSLATIONS, lambda p: counted_translation(p, size, blocks)), rounds=1)
+
+
+def counted_pix2pix(provider: str, size: int, norm: str) -> Entrant:
+    name, precision = PROVIDERS[provider]
+    info = info_of(pix2pix_step_counts(name, size, norm, precision))
+    info |= {"precision": precision, "size": size, "batch": 1, "recipe": "pix2pix", "norm": norm}
+    return Entrant(lambda: None, info=info, cold=True)
+
+
+@pytest.mark.telling(4)
+@pytest.mark.cost(cpu=30, cuda=15)
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def bench_pix2pix_counts(race: Race, quick: bool, norm: str, provider: str) -> None:
+    size = 32 if quick else 256
+    group = f"counts of a training iteration of pix2pix, {size}x{size}, batch 1, unet_{size}, {norm} norm"
+    race(group, builders_of(PROVIDERS, lambda p: counted_pix2pix(p, size, norm)), rounds=1)
+
+
+def counted_pix2pix_translation(provider: str, size: int, norm: str) -> Entrant:
+    name, precision = TRANSLATIONS[provider]
+    counts = pix2pix_translation_counts(name, precision, size, norm)
+    info = {**info_of(counts), "precision": precision, "recipe": "pix2pix", "translation": True}
+    return Entrant(lambda: None, info=info, cold=True)
+
+
+@pytest.mark.telling(4)
+@pytest.mark.parametrize("provider", TRANSLATIONS)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def bench_pix2pix_translation_counts(race: Race, quick: bool, norm: str, provider: str) -> None:
+    size = 32 if quick else 256
+    group = f"counts of a translation by pix2pix, {size}x{size}, batch 1, unet_{size}, {norm} norm"
+    builders = builders_of(TRANSLATIONS, lambda p: counted_pix2pix_translation(p, size, norm))
+    race(group, builders, rounds=1)
 
 
 def counted_network(network: str, precision: str, variant: str) -> Entrant:

@@ -1,4 +1,4 @@
-"""Benchmark the translation of images with the default generator.
+"""Benchmark the translation of images with the default generators of CycleGAN and pix2pix.
 
 The results are latency (median and 95th percentile) and images per second, by image size and batch size.
 
@@ -7,6 +7,9 @@ in batches of 1 and 4, and onnxruntime and OpenVINO are timed as well. There, a 
 precision takes its turn in every round, and the results show each provider's share of its rate. A round is
 one call and waits for its result, as when a user translates one batch. The result of the last round is
 compared with float64.
+
+The generator of pix2pix translates one image of 256x256. With batch norm it uses the statistics of the image,
+as it does after training, unless the user asks for evaluation mode. With instance norm, both are the same.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from bench.cyclegan_baseline import block_count, cyclegan_config
 from bench.generator_providers import GENERATOR_BUILD_ORDER, GENERATORS, generator, is_fast, runtime_of
 from bench.machine import DEVICE, PeakMemory
 from bench.operators import products
+from bench.pix2pix_baseline import pix2pix_config
 from bench.providers import OFFICIAL_BY_PRECISION
 from bench.step_work import layers_of
 from bench.timing import Builders, Entrant, Race, builders_of, clock
@@ -68,15 +72,15 @@ def setting(size: int, batch: int, rank: int) -> Any:
 class Truth:
     """The float64 results for the timed images, and the error that is allowed in each precision.
 
-    ``net`` is the plain reference generator.
+    ``net`` is the plain reference generator. ``as_trained`` is whether it translates in training mode.
     """
 
-    def __init__(self, net: nn.Module, images: list[Tensor]) -> None:
-        self.net, self.images = net, images
+    def __init__(self, net: nn.Module, images: list[Tensor], as_trained: bool = False) -> None:
+        self.net, self.images, self.as_trained = net, images, as_trained
 
     @cache  # noqa: B019 - one entry per batch, for one group
     def exact(self, number: int) -> Tensor:
-        net = copy.deepcopy(self.net).double().to(DEVICE).eval()
+        net = copy.deepcopy(self.net).double().to(DEVICE).train(self.as_trained)
         # One image at a time gives the same result; a float64 batch of large images may exceed the memory.
         with torch.inference_mode():
             return torch.cat([net(x.double()) for x in self.images[number].split(1)])
@@ -89,7 +93,7 @@ class Truth:
         """
         errors = []
         for provider in OFFICIAL_BY_PRECISION[precision]:
-            run, _ = generator(provider, self.net, DEVICE)
+            run, _ = generator(provider, self.net, DEVICE, as_trained=self.as_trained)
             errors.append(relative_error(run(self.images[number]), self.exact(number)))
         return max(errors)
 
@@ -125,20 +129,23 @@ def peak_memory(name: str, net: nn.Module, memory: PeakMemory) -> int | None:
     return memory.bytes + sum(p.numel() * p.element_size() for p in net.parameters())
 
 
-def make_builders(size: int, batch: int, config: TrainConfig, fault: bool) -> Builders:
+def make_builders(
+    size: int, batch: int, config: TrainConfig, fault: bool, arguments: dict[str, Any]
+) -> Builders:
+    """Return a builder for each provider's generator, which is built with ``arguments``."""
     torch.manual_seed(0)
-    net = plain_networks(config)["G_AB"]
+    net = plain_networks(config)[config.make_recipe().generators[0]]
+    as_trained = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     images = [torch.rand(batch, 3, size, size, device=DEVICE) * 2 - 1 for _ in range(INPUTS)]
-    truth, code = Truth(net, images), code_of("generator", size, batch, config)
+    truth, code = Truth(net, images, as_trained), code_of("generator", size, batch, config)
     flops = sum(layer.flops for layer in layers_of(copy.deepcopy(net), (size, size), batch))
-    model: Any = config.model
-    arguments: Any = {"ngf": model.ngf, "n_blocks": block_count(config)}
 
     def build(name: str) -> Entrant:
         if name in PEAKS:
             return products(PEAKS[name])
         memory = PeakMemory()
-        run, precision = generator(name, net, DEVICE, fault and GENERATORS[name].ours, **arguments)
+        faulty = fault and GENERATORS[name].ours
+        run, precision = generator(name, net, DEVICE, faulty, as_trained=as_trained, **arguments)
         numbers = iter(range(10**9))
         last: dict[str, Any] = {}
         if not is_fast(name):
@@ -152,7 +159,7 @@ def make_builders(size: int, batch: int, config: TrainConfig, fault: bool) -> Bu
             last.update(number=number, y=run(images[number]))
 
         info = {"pictures": batch, "size": size, "batch": batch, "precision": precision, "flops": flops}
-        info["peak_bytes"] = peak_memory(name, net, memory)
+        info |= {"peak_bytes": peak_memory(name, net, memory), "recipe": config.model.model}
         return Entrant(once, lambda: truth.require(name, last["number"], last["y"], precision), info)
 
     return builders_of((*PEAKS, *GENERATOR_BUILD_ORDER), build)
@@ -166,10 +173,42 @@ def bench_generator(race: Race, quick: bool, fault: bool, size: int, batch: int,
         size, config = 32, cyclegan_config(netG="resnet_1blocks", ngf=8)
     model: Any = config.model
     group = f"generator, {batch} of {size}x{size}, {model.netG} ngf {model.ngf}, {DEVICE}"
+    run_race(race, group, size, batch, config, fault, {"ngf": model.ngf, "n_blocks": block_count(config)})
+
+
+@pytest.mark.cost(cpu=90, cuda=20)
+@pytest.mark.parametrize("provider", [*PEAKS, *GENERATORS])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param("batch", marks=pytest.mark.telling(4)),
+        pytest.param("instance", marks=pytest.mark.telling(7)),
+    ],
+)
+def bench_pix2pix_generator(race: Race, quick: bool, fault: bool, norm: str, provider: str) -> None:
+    size, config = 256, pix2pix_config(norm=norm)
+    if quick:
+        size, config = 32, pix2pix_config(norm=norm, netG="unet_32", ngf=8)
+    model: Any = config.model
+    group = f"generator of pix2pix, 1 of {size}x{size}, {model.netG} ngf {model.ngf}, {norm} norm, {DEVICE}"
+    arguments = {"ngf": model.ngf, "num_downs": model.levels, "norm": norm}
+    run_race(race, group, size, 1, config, fault, arguments)
+
+
+def run_race(
+    race: Race,
+    group: str,
+    size: int,
+    batch: int,
+    config: TrainConfig,
+    fault: bool,
+    arguments: dict[str, Any],
+) -> None:
+    """Time the generators of ``config``, which are built with ``arguments``, as the bench ``group``."""
     code = code_of("generator", size, batch, config)
     race(
         group,
-        make_builders(size, batch, config, fault),
+        make_builders(size, batch, config, fault, arguments),
         rounds=ROUNDS[DEVICE],
         seconds=SECONDS[DEVICE],
         costs=lambda name: 0.0 if name in PEAKS else seconds_to_compile(name, code, DEVICE) / 3,

@@ -4,12 +4,14 @@ The providers are the official training step, as people run it and at its fastes
 step with and without --compile, and on a CPU also without its kernels.
 
 On a GPU images are 256x256 with batch 1 and 4, with and without the identity loss. On a CPU they are 128x128
-with batch 1, where only the ratio matters. Before a step is timed, its first iterations are compared with the
-official training step in float64 (parity.py).
+with batch 1, where only the ratio matters. pix2pix has batch 1 and 256x256 on both, which is the smallest
+size that its default generator accepts, with batch norm and with instance norm. Before a step is timed, its
+first iterations are compared with the official training step in float64 (parity.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from bench.compile_costs import code_of, remember_compiled, seconds_to_compile
 from bench.cyclegan_baseline import block_count, cyclegan_config
 from bench.machine import DEVICE, PeakMemory
 from bench.parity import Judge, require
+from bench.pix2pix_baseline import pix2pix_config
 from bench.providers import BUILD_ORDER, PROVIDERS, train_step
 from bench.timing import Builders, Entrant, Race, builders_of, clock
 from fastcyclegan.config import TrainConfig
@@ -38,17 +41,25 @@ SETTINGS = [
     pytest.param((1, False), marks=pytest.mark.telling(6), id="batch1"),
     pytest.param((4, False), marks=pytest.mark.telling(7), id="batch4"),
 ]
+# Norms of pix2pix. The first one is the training default.
+NORMS = [
+    pytest.param("batch", marks=pytest.mark.telling(4)),
+    pytest.param("instance", marks=pytest.mark.telling(7)),
+]
 
-pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False), pytest.mark.cost(cpu=60, cuda=40)]
+pytestmark = [pytest.mark.benchmark(timer=clock, warmup=False)]
 
 
-def make_builders(size: int, batch: int, identity: bool, config: TrainConfig, fault: bool) -> Builders:
+def make_builders(
+    size: int, batch: int, config: TrainConfig, fault: bool, about: Mapping[str, Any]
+) -> Builders:
     """Return a builder for each provider's training step, which also checks the parity of that step.
 
-    Images are ``size`` pixels square. ``identity`` is whether ``config`` has an identity loss.
+    Images are ``size`` pixels square. ``about`` is more information for the results.
     """
     code = code_of("step", size, batch, config)
-    plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch)
+    paired = config.data.dataset_mode == "aligned"
+    plan = Plan(seed=0, count_A=1000, count_B=1000, batch_size=batch, paired=paired)
     nets = plain_networks(config)
     batches = [to_device(random_batch(size, plan, n)) for n in range(max(INPUTS, PARITY_STEPS))]
     judge = Judge(nets, batches[:PARITY_STEPS], DEVICE, config)
@@ -71,8 +82,7 @@ def make_builders(size: int, batch: int, identity: bool, config: TrainConfig, fa
             "size": size,
             "batch": batch,
             "ngf": config.model.ngf,  # type: ignore[attr-defined]
-            "blocks": block_count(config),
-            "identity": identity,
+            **about,
             "precision": step.precision,
             "peak_bytes": first.peak_bytes,
         }
@@ -89,6 +99,21 @@ def to_device(batch: Batch) -> Batch:
     return batch.with_images(lambda images: images.to(DEVICE))
 
 
+def run_race(
+    race: Race, group: str, size: int, batch: int, config: TrainConfig, fault: bool, **about: Any
+) -> None:
+    """Time the providers of training with ``config``, as the bench ``group``."""
+    torch.manual_seed(0)
+    code = code_of("step", size, batch, config)
+    race(
+        group,
+        make_builders(size, batch, config, fault, about),
+        rounds=ROUNDS[DEVICE],
+        costs=lambda name: seconds_to_compile(name, code, DEVICE),
+    )
+
+
+@pytest.mark.cost(cpu=60, cuda=40)
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("setting", SETTINGS if DEVICE == "cuda" else SETTINGS[:1])
 def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, bool], provider: str) -> None:
@@ -101,11 +126,17 @@ def bench_train_step(race: Race, quick: bool, fault: bool, setting: tuple[int, b
     model: Any = config.model
     networks = f"{model.netG} ngf {model.ngf}"
     group = f"training iteration, {size}x{size}, batch {batch}, identity {loss}, {networks}, {DEVICE}"
-    torch.manual_seed(0)
-    code = code_of("step", size, batch, config)
-    race(
-        group,
-        make_builders(size, batch, identity, config, fault),
-        rounds=ROUNDS[DEVICE],
-        costs=lambda name: seconds_to_compile(name, code, DEVICE),
-    )
+    run_race(race, group, size, batch, config, fault, blocks=block_count(config), identity=identity)
+
+
+@pytest.mark.cost(cpu=100, cuda=40)
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("norm", NORMS)
+def bench_pix2pix_train_step(race: Race, quick: bool, fault: bool, norm: str, provider: str) -> None:
+    size, config = 256, pix2pix_config(norm=norm)
+    if quick:
+        size, config = 32, pix2pix_config(norm=norm, netG="unet_32", ngf=8, ndf=8)
+    model: Any = config.model
+    networks = f"{model.netG} ngf {model.ngf}, {norm} norm"
+    group = f"training iteration of pix2pix, {size}x{size}, batch 1, {networks}, {DEVICE}"
+    run_race(race, group, size, 1, config, fault, recipe=model.model, norm=norm)

@@ -45,8 +45,7 @@ def train(seed: int, flags: Sequence[str]) -> tuple[Trainer, dict[str, builtin.S
         trainer = CycleGAN(config).train(Console())
         engine, images = trainer.run.engine, trainer.run.images
         assert images is not None
-        held_out = {"A": images.test_A, "B": images.test_B}
-        return trainer, builtin.scores(engine.translate, held_out, engine.device)
+        return trainer, builtin.scores(engine.translate, images, engine.device)
 
 
 def strip(trainer: Trainer, seed: int) -> Image.Image:

@@ -18,12 +18,15 @@ from torch.overrides import TorchFunctionMode
 
 from bench.baselines import plain_networks
 from bench.cyclegan_baseline import cyclegan_config
+from bench.pix2pix_baseline import pix2pix_config
 from bench.providers import LR, train_step
+from fastcyclegan.config import TrainConfig
+from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.dry_run import Counts, counted, dry_run
 from fastcyclegan.engine import Engine
 from fastcyclegan.inference.image_counts import image_counts
-from fastcyclegan.nn.networks import Generator
+from fastcyclegan.nn.networks import Generator, UnetGenerator
 from fastcyclegan.testing import random_batch
 
 
@@ -61,7 +64,22 @@ def step_counts(
     CPU: autocast does not pad in fp32, and torch's Adam updates all weights together.
     """
     config = cyclegan_config(identity, netG=f"resnet_{blocks}blocks", impl="triton")
-    images = random_batch(size, Plan(0, 100, 100, batch), 0)
+    return counts_of(config, provider, random_batch(size, Plan(0, 100, 100, batch), 0), precision)
+
+
+def pix2pix_step_counts(
+    provider: str, size: int = 256, norm: str = "batch", precision: str = "bf16"
+) -> Counts:
+    """Return the counts of one training iteration of pix2pix with batch 1, as ``step_counts`` does.
+
+    The generator is the U-Net for images of ``size``.
+    """
+    config = pix2pix_config(netG=f"unet_{size}", norm=norm, impl="triton")
+    return counts_of(config, provider, random_batch(size, Plan(0, 100, 100, paired=True), 0), precision)
+
+
+def counts_of(config: TrainConfig, provider: str, images: Batch, precision: str) -> Counts:
+    """Return the counts of one training iteration on ``images`` after the first; see ``step_counts``."""
     if provider == "ours":
         recipe = config.make_recipe()
         networks = recipe.build_networks()
@@ -101,18 +119,35 @@ def translation_counts(
     way: the official test under no_grad, ours in inference_mode. The image is already on the device. In bf16
     the network runs under autocast.
     """
-    net: nn.Module
-    mode: AbstractContextManager[Any]
-    if provider in ("uncaptured", "captured"):
-        net = Generator(n_blocks=blocks, impl="triton")
-        return image_counts(net, size, size, precision, provider)  # type: ignore[arg-type]
     if provider == "official":
         nets = plain_networks(cyclegan_config(netG=f"resnet_{blocks}blocks"))
-        net, mode = nets["G_AB"], torch.no_grad()
-    else:
-        net, mode = Generator(n_blocks=blocks, impl="triton"), torch.inference_mode()
+        return counts_of_network(nets["G_AB"].eval(), provider, precision, size, batch)
+    net = Generator(n_blocks=blocks, impl="triton")
+    return counts_of_network(net.eval(), provider, precision, size, batch)
+
+
+def pix2pix_translation_counts(provider: str, precision: str, size: int = 256, norm: str = "batch") -> Counts:
+    """Return the counts of the translation of one image by the generator of pix2pix.
+
+    See ``translation_counts``. There is no dropout. Batch norms use the statistics of the image, except in
+    the inference engine.
+    """
+    config = pix2pix_config(netG=f"unet_{size}", norm=norm)
+    net = plain_networks(config)["G"]
+    if provider != "official":
+        model: Any = config.model
+        net = UnetGenerator(num_downs=model.levels, norm=norm, impl="triton")
+    return counts_of_network(net.train(norm == "batch"), provider, precision, size)
+
+
+def counts_of_network(net: nn.Module, provider: str, precision: str, size: int, batch: int = 1) -> Counts:
+    """Return the counts of the translation of one batch by ``net``; see ``translation_counts``."""
+    if provider in ("uncaptured", "captured"):
+        return image_counts(net, size, size, precision, provider)  # type: ignore[arg-type]
+    mode: AbstractContextManager[Any] = torch.no_grad()
+    if provider != "official":
+        mode = torch.inference_mode()
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net.eval()
     image = torch.zeros(batch, 3, size, size)
 
     def translate() -> None:

@@ -1,6 +1,7 @@
 """Build the generators that the benches compare: the official one, ours, and those of other runtimes.
 
-A provider receives the weights of one plain reference generator and translates images with them. ``fault``
+A provider receives the weights of one plain reference generator, a ResNet or a U-Net, and translates images
+with them. ``fault``
 injects an error, for the tests of the benches: no figure may be reported for a provider that computes a wrong
 result.
 """
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from bench.other_runtimes import translator
 from bench.providers import BUILD_ORDER, PROVIDERS, Provider, faulty_copies, require_compiler, tf32
 from bench.timing import Unavailable
+from fastcyclegan import reference
 from fastcyclegan.engine import resolve_precision
-from fastcyclegan.nn.networks import Generator
+from fastcyclegan.nn.networks import Generator, UnetGenerator
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,25 @@ def is_fast(name: str) -> bool:
 
 
 def generator(
-    provider: str | Provider, net: nn.Module, device: str, fault: bool = False, **arguments: Any
+    provider: str | Provider,
+    net: nn.Module,
+    device: str,
+    fault: bool = False,
+    *,
+    as_trained: bool = False,
+    **arguments: Any,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return a function that translates images with a provider's generator, and its precision.
 
-    ``net`` is a reference generator that was built with ``arguments``. Raises Unavailable if the provider
-    cannot run on ``device``.
+    ``net`` is a reference generator that was built with ``arguments``. With ``as_trained``, batch norms use
+    the statistics of the images, as in training. Raises Unavailable if the provider cannot run on
+    ``device``, or not in this way.
     """
     if isinstance(provider, str):
         provider = GENERATORS[provider]
     provider.require(device)
+    if as_trained and isinstance(provider, OnProcessor):
+        raise Unavailable("only translates in evaluation mode")
     if provider.mode is not None:
         # Translations are compiled even where the kernels replace the compiler in training.
         require_compiler(device)
@@ -98,14 +109,15 @@ def generator(
     network = _network(provider, net, arguments)
     if isinstance(provider, OnProcessor) and provider.fast:
         return _fast(network, precision), precision
-    return _torch(provider, network, device, precision), precision
+    return _torch(provider, network.train(as_trained), device, precision), precision
 
 
 def _network(provider: Provider, net: nn.Module, arguments: dict[str, Any]) -> nn.Module:
     """Return the provider's own network with the weights of the reference generator ``net``."""
     if not provider.ours:
         return copy.deepcopy(net)
-    network = Generator(**arguments, impl=provider.impl)
+    ours: type[nn.Module] = UnetGenerator if isinstance(net, reference.UnetGenerator) else Generator
+    network = ours(**arguments, impl=provider.impl)
     network.load_state_dict(net.state_dict())
     return network
 
@@ -124,7 +136,7 @@ def _fast(network: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
 
 def _torch(provider: Provider, network: nn.Module, device: str, precision: str) -> Callable[[Tensor], Tensor]:
     layout = provider.layout
-    network = network.eval().to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     run: Any = network
     if provider.mode is not None:
         run = torch.compile(network, mode=provider.mode, dynamic=False)

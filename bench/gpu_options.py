@@ -1,4 +1,4 @@
-"""Run real training iterations with every option of the engine and the recipe.
+"""Run real training iterations with every option of the engine and of the recipes.
 
     python -m bench.gpu_options
 
@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from bench.launches import FAULTS, LaunchLog, forbid_fallback, is_device_fault, plant_fault
 from bench.machine import DEVICE
 from bench.on_device import BROKEN, read_events
-from fastcyclegan.config import EngineConfig, LossConfig, ModelConfig, OptimConfig
+from fastcyclegan.config import EngineConfig, OptimConfig, TrainConfig, default_config, with_changes
 from fastcyclegan.data.batch import Batch
 from fastcyclegan.data.sample_plan import Plan
 from fastcyclegan.devtools.recorded_graph import RecordedGraph
 from fastcyclegan.engine import Engine
 from fastcyclegan.nn.networks import set_impl
-from fastcyclegan.testing import assert_parity, copy_of, make_engine, random_batch, seeded_networks
+from fastcyclegan.recipes.cyclegan import CycleGANRecipe
+from fastcyclegan.recipes.pix2pix import Pix2PixRecipe
+from fastcyclegan.testing import assert_parity, copy_of, random_batch
 
 LR = 2e-4
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -41,9 +43,10 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Settings that differ from the training defaults with batch 1, and the expected result."""
+    """Settings that differ from the training defaults of a recipe with batch 1, and the expected result."""
 
     name: str
+    recipe: str = CycleGANRecipe.name
     model: Settings = field(default_factory=dict)
     loss: Settings = field(default_factory=dict)
     optim: Settings = field(default_factory=dict)
@@ -59,9 +62,15 @@ class Case:
     reproduce them.
     """
 
+    @property
+    def config(self) -> TrainConfig:
+        settings = {"model": self.model, "loss": self.loss, "optim": self.optim}
+        return with_changes(default_config(self.recipe), settings)
 
+
+PIX2PIX = Pix2PixRecipe.name
 # The most informative first: the defaults, then the options of the engine, then those of the recipe and the
-# networks.
+# networks, and then another recipe.
 CASES = [
     Case("the default: bf16, graph, pairs, overlapped gradients"),
     Case("--compile", compiled=True),
@@ -96,13 +105,26 @@ CASES = [
     Case("--netG unet_256", model={"netG": "unet_256"}),
     Case("--input_nc 1 --output_nc 1", model={"input_nc": 1, "output_nc": 1}),
     Case("--impl reference", model={"impl": "reference"}),
+    Case("pix2pix", PIX2PIX, random=True),
+    Case("pix2pix --compile", PIX2PIX, compiled=True, random=True),
+    Case("pix2pix --no_dropout", PIX2PIX, model={"no_dropout": True}),
+    Case(
+        "pix2pix --norm instance --batch_size 4",
+        PIX2PIX,
+        model={"norm": "instance", "no_dropout": True},
+        batch=4,
+        graphs=2,
+    ),
+    Case("pix2pix --gan_mode wgangp", PIX2PIX, loss={"gan_mode": "wgangp"}, random=True),
 ]
 
 
 def tiny(case: Case) -> Case:
     """Return ``case`` with sizes so small that it takes a second or two without a GPU."""
     model, size = {"ngf": 2, "ndf": 2, **case.model}, 24
-    if str(model.get("netG", "")).startswith("unet"):
+    if case.recipe == PIX2PIX:
+        model["netG"], size = "unet_64", 64
+    elif str(model.get("netG", "")).startswith("unet"):
         # A U-Net's input size must be a multiple of the number in its name.
         model["netG"], size = "unet_128", 128
     else:
@@ -113,9 +135,9 @@ def tiny(case: Case) -> Case:
 
 
 INTERPRETED = Case(
-    "interpreted kernels", {"netG": "resnet_0blocks", "ngf": 2, "ndf": 2, "netD": "pixel", "impl": "triton"},
-    precision="fp32", size=8,
-    engine={"graph": "off"}, graphs=0, iterations=1,
+    "interpreted kernels",
+    model={"netG": "resnet_0blocks", "ngf": 2, "ndf": 2, "netD": "pixel", "impl": "triton"},
+    precision="fp32", size=8, engine={"graph": "off"}, graphs=0, iterations=1,
 )  # fmt: skip
 
 
@@ -128,13 +150,11 @@ def engine_of(case: Case, nets: dict[str, nn.Module], **more: Any) -> Engine:
 
     Without a GPU it uses a stand-in for CUDA graphs.
     """
-    options = {"graph": "on", **case.engine}
+    options, config, device = {"graph": "on", **case.engine}, case.config, torch.device(DEVICE)
     if DEVICE == "cpu" and options["graph"] == "on":
         more["capture"] = RecordedGraph()
-    loss, optim = LossConfig(**case.loss), OptimConfig(**case.optim)
-    return make_engine(
-        nets, loss, optim, DEVICE, case.precision, case.compiled, EngineConfig(**options), **more
-    )
+    recipe, engine = config.make_recipe(), EngineConfig(**options)
+    return Engine(recipe, copy_of(nets), config.optim, device, case.precision, case.compiled, engine, **more)
 
 
 def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, losses: Tensor) -> None:
@@ -142,13 +162,14 @@ def check_first_losses(case: Case, nets: dict[str, nn.Module], batch: Batch, los
 
     The parity rule of ``fastcyclegan.testing`` sets the limit.
     """
-    loss, plain = LossConfig(**case.loss), EngineConfig(graph="off", pairing="off", batching="off")
+    config, plain = case.config, EngineConfig(graph="off", pairing="off", batching="off")
 
     def of(precision: str, dtype: torch.dtype) -> Tensor:
         with_reference = copy_of(nets, dtype)
         for net in with_reference.values():
             set_impl(net, "reference")
-        engine = make_engine(with_reference, loss, device=DEVICE, precision=precision, options=plain)
+        recipe, device = config.make_recipe(), torch.device(DEVICE)
+        engine = Engine(recipe, with_reference, OptimConfig(), device, precision, options=plain)
         return engine.step(to_device(batch, dtype), LR)
 
     reference, truth = of(case.precision, torch.float32), of("fp32", torch.float64)
@@ -160,12 +181,15 @@ def run(case: Case) -> str:
 
     Raises AssertionError if a result is not as expected.
     """
-    nets = seeded_networks(ModelConfig(**case.model))
+    torch.manual_seed(0)
+    recipe = case.config.make_recipe()
+    nets = recipe.build_networks()
     engine = engine_of(case, nets)
     before = {name: _copied(net) for name, net in engine.nets.items()}
     images = 4 * case.batch + 2
-    plan = Plan(0, images, images, case.batch, numbers=engine.recipe.numbers_per_sample)
-    channels = (case.model.get("input_nc", 3), case.model.get("output_nc", 3))
+    paired, numbers = recipe.layouts[0] == "aligned", recipe.numbers_per_sample
+    plan = Plan(0, images, images, case.batch, numbers=numbers, paired=paired)
+    channels = recipe.requirements.channels
     batches = [random_batch(case.size, plan, n, channels) for n in range(case.iterations)]
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()

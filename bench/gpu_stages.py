@@ -2,7 +2,7 @@
 
 1. Correctness: kernels at real sizes, then the networks, then all other tests.
 2. The engine: captured iterations compared with uncaptured ones, every option, the comparison with the
-   official training step, and the costliest kernels.
+   official training steps of CycleGAN and pix2pix, and the costliest kernels.
 3. The benches, the most informative first.
 """
 
@@ -74,6 +74,10 @@ STAGES: dict[int, list[Part]] = {
             keywords=("cuda_graph", "waits_for_the_gpu"), workers=8,
         ),
         Tests(
+            "captured and uncaptured iterations of pix2pix", ("tests/recipes/test_pix2pix.py",), 60,
+            keywords=("cuda_graph",), workers=2,
+        ),
+        Tests(
             "an iteration compared with float64", ("tests/engine/test_engine.py",), 60,
             keywords=("bf16_on_the_gpu",), workers=1,
         ),
@@ -88,6 +92,14 @@ STAGES: dict[int, list[Part]] = {
             in_rehearsal=("--no_compile", "--size", "32", "--seconds", "1"), with_fault=("--plant-fault",),
         ),
         Command(
+            "comparison of pix2pix with the official step",
+            (
+                "scripts/prove.py", "--model", "pix2pix", "--seconds", "20", "--output",
+                "RESULTS/proof_pix2pix.png",
+            ),
+            80, shown=16, gpu_only=True, with_fault=("--plant-fault",),
+        ),
+        Command(
             "the costliest kernels", ("scripts/profile_step.py", "--output", "RESULTS"), 70, shown=24,
             in_rehearsal=("--provider", "ours", "--size", "24", "--blocks", "1"),
         ),
@@ -100,6 +112,7 @@ STAGES: dict[int, list[Part]] = {
         Benches("ceilings", "bench_ceilings.py", 30),
         Benches("training step", "bench_train_step.py", 220, "batch1-identity"),
         Benches("generator", "bench_generator.py", 80, "256-1-"),
+        Benches("training step of pix2pix", "bench_train_step.py", 100, "pix2pix and batch"),
         Benches("residual block", "bench_residual_block.py", 60),
         Benches(
             "products of the block", "bench_reflect_conv.py", 40, "products_of_the_block", gpu_only=True
@@ -108,7 +121,9 @@ STAGES: dict[int, list[Part]] = {
         Benches("other convolutions", "bench_zero_conv.py", 50),
         Benches("instance norm", "bench_instance_norm.py", 40),
         Benches("training step, batch 4", "bench_train_step.py", 120, "batch4-identity", gpu_only=True),
-        Benches("generator, more images", "bench_generator.py", 80, "not 256-1-"),
+        Benches("generator of pix2pix", "bench_generator.py", 60, "pix2pix and batch"),
+        Benches("generator, more images", "bench_generator.py", 80, "not 256-1- and not pix2pix"),
+        Benches("training step of pix2pix, instance norm", "bench_train_step.py", 60, "pix2pix and instance"),
         Benches("accelerate", "bench_accelerate.py", 40),
         Benches("state", "bench_state.py", 40),
         Benches("loader", "bench_loader.py", 60),

@@ -31,12 +31,15 @@ from bench.gpu_test_task import Tests
 from bench.on_device import read_events
 from bench.processes import ending_of, run_process
 
+NEEDS_GPU = "not rehearsed, because it needs a GPU"
+
 
 @dataclass(frozen=True)
 class Command:
     """A part that runs one command. Its exit code shows whether it succeeded.
 
-    The last ``shown`` lines of its output go into the summary.
+    The last ``shown`` lines of its output go into the summary. With ``gpu_only`` it is not rehearsed, because
+    it has no size that is small enough.
     """
 
     name: str
@@ -45,8 +48,11 @@ class Command:
     shown: int = 6
     in_rehearsal: tuple[str, ...] = ()
     with_fault: tuple[str, ...] = ()
+    gpu_only: bool = False
 
     def run(self, context: Context, seconds: float) -> Outcome:
+        if context.rehearsed and self.gpu_only:
+            return Outcome(self.name, note=NEEDS_GPU)
         log = context.file(self.name, ".log")
         arguments = self.arguments
         if context.rehearsed:
@@ -188,7 +194,7 @@ class Benches:
 
     def run(self, context: Context, seconds: float) -> Outcome:
         if context.rehearsed and self.gpu_only:
-            return Outcome(self.name, note="not rehearsed, because it needs a GPU")
+            return Outcome(self.name, note=NEEDS_GPU)
         rows, log = self.rows_of(context), context.file(self.name, ".log")
         # pytest truncates its lines to the width of the terminal.
         environment = {**context.environment, "COLUMNS": "2000"}

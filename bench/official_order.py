@@ -1,13 +1,15 @@
-"""Run one CycleGAN iteration exactly as the official code does: the baseline of every speed-up.
+"""Run one iteration of CycleGAN or pix2pix exactly as the official code does: the baseline of every speed-up.
 
 The benches call this the official training step, or the official order. This file is frozen on purpose. Each
 image passes through each network separately, in NCHW, with torch's defaults (TF32 convolutions on GPUs that
 have them, and cudnn.benchmark on, as the official training script sets it). There are two unfused Adam
-optimizers, and a pool that is a Python list and draws its own random numbers. The names are the official
-ones: netG_A translates domain A to domain B, and netD_A is the discriminator for images of domain B. Only the
-four networks are not official: the caller passes them in, and they are the plain reference modules. Nor is
-``diffaugment``, which is off unless the caller asks for it: the discriminators are then shown images that the
-plain reference has augmented one by one. Do not make this file faster.
+optimizers, and for CycleGAN a pool that is a Python list and draws its own random numbers. The names are the
+official ones: netG_A translates domain A to domain B, and netD_A is the discriminator for images of domain B.
+Only the networks are not official: the caller passes them in, and they are the plain reference modules. Nor
+are two options that are off unless the caller asks for them: ``diffaugment``, with which CycleGAN's
+discriminators are shown images that the plain reference has augmented one by one, and ``lambda_gp``, which
+adds the plain reference's gradient penalty to the losses of pix2pix's discriminator. Do not make this file
+faster.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.reference import augment
+from fastcyclegan.reference import augment, gradient_penalty
 
 
 class RandomSource(Protocol):
@@ -198,4 +200,87 @@ class OfficialCycleGAN:
             "idt_A": self.loss_idt_B,
             "D_B": self.loss_D_A,
             "D_A": self.loss_D_B,
+        }
+
+
+class OfficialPix2Pix:
+    """The official model's ``set_input`` and ``optimize_parameters``, for two given networks.
+
+    netG translates ``A`` to ``B``, and netD judges an image of A and one of B, side by side in the channels.
+    """
+
+    def __init__(
+        self,
+        netG: nn.Module,
+        netD: nn.Module,
+        *,
+        gan_mode: str = "vanilla",
+        lambda_L1: float = 100.0,
+        lr: float = 2e-4,
+        beta1: float = 0.5,
+        lambda_gp: float = 0.0,
+    ) -> None:
+        torch.backends.cudnn.benchmark = True
+        self.netG, self.netD = netG, netD
+        self.lambda_L1, self.lambda_gp = lambda_L1, lambda_gp
+        self.criterionGAN = GANLoss(gan_mode).to(next(netG.parameters()).device)
+        self.criterionL1 = nn.L1Loss()
+        self.optimizer_G = torch.optim.Adam(netG.parameters(), lr=lr, betas=(beta1, 0.999))
+        self.optimizer_D = torch.optim.Adam(netD.parameters(), lr=lr, betas=(beta1, 0.999))
+
+    def set_input(self, A: Tensor, B: Tensor, mix: Tensor | None = None) -> None:
+        self.real_A, self.real_B = A, B
+        self.mix = mix
+
+    def set_requires_grad(self, net: nn.Module, requires_grad: bool) -> None:
+        for param in net.parameters():
+            param.requires_grad = requires_grad
+
+    def forward(self) -> None:
+        self.fake_B = self.netG(self.real_A)
+
+    def penalty(self, real_AB: Tensor, fake_AB: Tensor) -> Tensor | float:
+        if not self.lambda_gp:
+            return 0.0
+        assert self.mix is not None
+        return gradient_penalty(self.netD, real_AB, fake_AB, self.mix, self.lambda_gp)
+
+    def backward_D(self) -> None:
+        fake_AB = torch.cat((self.real_A, self.fake_B), 1)
+        pred_fake = self.netD(fake_AB.detach())
+        self.loss_D_fake = self.criterionGAN(pred_fake, False)
+        real_AB = torch.cat((self.real_A, self.real_B), 1)
+        pred_real = self.netD(real_AB)
+        self.loss_D_real = self.criterionGAN(pred_real, True)
+        self.loss_D_gp = self.penalty(real_AB, fake_AB.detach())
+        self.loss_D = (self.loss_D_fake + self.loss_D_real + self.loss_D_gp) * 0.5
+        self.loss_D.backward()
+
+    def backward_G(self) -> None:
+        fake_AB = torch.cat((self.real_A, self.fake_B), 1)
+        pred_fake = self.netD(fake_AB)
+        self.loss_G_GAN = self.criterionGAN(pred_fake, True)
+        self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.lambda_L1
+        self.loss_G = self.loss_G_GAN + self.loss_G_L1
+        self.loss_G.backward()
+
+    def optimize_parameters(self) -> None:
+        self.forward()
+        self.set_requires_grad(self.netD, True)
+        self.optimizer_D.zero_grad()
+        self.backward_D()
+        self.optimizer_D.step()
+        self.set_requires_grad(self.netD, False)
+        self.optimizer_G.zero_grad()
+        self.backward_G()
+        self.optimizer_G.step()
+
+    def losses(self) -> dict[str, Tensor | float]:
+        """Return the losses of the last iteration under fastcyclegan's names."""
+        return {
+            "D_fake": self.loss_D_fake,
+            "D_real": self.loss_D_real,
+            "D_gp": self.loss_D_gp,
+            "G_GAN": self.loss_G_GAN,
+            "G_L1": self.loss_G_L1,
         }

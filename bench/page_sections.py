@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bench.figures import Results, Row, is_ours, speed_up
-from bench.result_tables import counts_table, ratios, table
+from bench.result_tables import HEADINGS, counts_table, ratios, table
 
 BEGIN, END = "<!-- {}: written by bench/report.py from {} -->", "<!-- end of {} -->"
 _BEGIN_LINE = re.compile(r"<!-- (\S+): written by bench/report\.py from .*-->")
@@ -151,11 +151,12 @@ def _counts(results: Results) -> Iterator[str]:
         yield f"{_capitalised(rows[0].group)}:\n"
         yield from counts_table(rows)
         yield ""
-    translations = [row for row in results.rows if row.info.get("translation")]
-    if translations:
-        yield f"{_capitalised(translations[0].group)}:\n"
-        yield from counts_table(translations, headings=OPERATIONS)
-        yield ""
+    for group, rows in results.groups.items():
+        is_translation, recipe = rows[0].info.get("translation"), rows[0].info.get("recipe")
+        if rows[0].info.get("counts_only") and (is_translation or recipe):
+            yield f"{_capitalised(group)}:\n"
+            yield from counts_table(rows, headings=OPERATIONS if is_translation else HEADINGS)
+            yield ""
     yield (
         "These are counts of one iteration after the first. They come from a dry run on a CPU, in which no"
         " kernel and no convolution is computed. Triton launches are those of our kernels. An ATen call is a"

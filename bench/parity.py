@@ -3,7 +3,8 @@
 The first iterations of that step are compared with the official training step in float64.
 
 The quantities compared are the losses, the images that the generators produced, the gradients (Adam's first
-moments after one iteration), and the changes of the weights. Each may differ from float64 as much as the
+moments after one iteration), the changes of the weights, and what each iteration changes in the running
+statistics of batch norms, if there are any. Each may differ from float64 as much as the
 parity rule of ``fastcyclegan.testing`` allows: twice as much as the official training step in the same
 precision, plus a few units in the last place. The error that the dtype alone explains is thus measured in the
 same run, not chosen.
@@ -39,9 +40,13 @@ contribution to the loss to first order.
 
 After the first update, two runs in 16 bits diverge even if they compute the same thing. A third of each
 gradient is rounding error, so many weights move in the opposite direction. The effect that all images share,
-a shift of their colours, is as random as the losses. In 16 bits, therefore, the losses and images of each
-later iteration are compared with the float64 results for the weights at which that iteration started. The
-changes made by the updates are compared separately.
+a shift of their colours, is as random as the losses. In 16 bits, therefore, the losses, images and running
+statistics of each later iteration are compared with the float64 results for the weights at which that
+iteration started. The changes made by the updates are compared separately.
+
+In pix2pix, the discriminator judges once more after its update, within an iteration. So the running
+statistics of the first iteration count as differentiated as well. Of its losses, only one depends on that
+update, and the L1 distance is a hundred times larger.
 
 Images on which parity cannot be checked are rejected, with their paths in the message. These are
 single-colour images (bench/flat_images.py), and images so faint that the rounding of the dtype leaves nothing
@@ -79,8 +84,9 @@ EXACT, EXACT_STEPS = 1e-9, 2
 # nearly equal, rounding determines the result.
 LEAST_SIZE = 32
 CHANGE = "weight change of "
-LOSSES, IMAGES = "losses", "images"
-FORWARD = (f"{LOSSES} of iteration 1", f"{IMAGES} of iteration 1")
+LOSSES, IMAGES, STATISTICS = "losses", "images", "running statistics"
+FIRST = "of iteration 1"
+FORWARD = (f"{LOSSES} {FIRST}", f"{IMAGES} {FIRST}")
 
 
 def least_size(config: TrainConfig) -> int:
@@ -114,12 +120,27 @@ def gradients_of(step: TrainStep) -> dict[str, Tensor]:
     return {name: _vector(net, lambda p: moments[p]) for name, net in step.nets.items()}
 
 
-def later(count: int) -> tuple[str, str]:
-    """Return the labels for the losses and images of all ``count`` iterations except the first."""
-    when = "of iteration 2"
-    if count > 2:
-        when = f"of iterations 2 to {count}"
-    return f"{LOSSES} {when}", f"{IMAGES} {when}"
+def _statistics_of(step: TrainStep) -> Tensor:
+    """Return the running statistics of all batch norms, as one float64 vector on the CPU."""
+    statistics = [torch.empty(0, dtype=torch.float64)]
+    for net in step.nets.values():
+        for name, buffer in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                statistics.append(buffer.double().cpu().flatten())
+    return torch.cat(statistics)
+
+
+def by_label(when: str, losses: Tensor, images: Tensor, statistics: Tensor) -> dict[str, Tensor]:
+    """Return the quantities of the iterations ``when`` by label, without statistics if there are none."""
+    values = {f"{LOSSES} {when}": losses, f"{IMAGES} {when}": images}
+    if statistics.numel():
+        values[f"{STATISTICS} {when}"] = statistics
+    return values
+
+
+def later(count: int) -> str:
+    """Return the words for all of ``count`` iterations except the first."""
+    return "of iteration 2" if count <= 2 else f"of iterations 2 to {count}"
 
 
 def _on_the_host(net: nn.Module) -> dict[str, Tensor]:
@@ -154,21 +175,24 @@ class Trace:
         """
         start = _weights_of(step)
         losses: list[Tensor] = []
+        statistics = [_statistics_of(step)]
         gradients: dict[str, Tensor] = {}
         starts = []
         for n, batch in enumerate(batches):
             if n > 0:
                 starts.append({name: _on_the_host(net) for name, net in step.nets.items()})
             losses.append(call(partial(step.run, batch)).double().cpu())
+            statistics.append(_statistics_of(step))
             if n == 0:
                 gradients = gradients_of(step)
         fakes = step.fakes(sum(len(batch.samples) for batch in batches)).detach().double().cpu()
         first = len(batches[0].samples)
-        values = dict(zip(FORWARD, (losses[0], fakes[:, :first]), strict=True))
+        changes = torch.stack(statistics).diff(dim=0)
+        values = by_label(FIRST, losses[0], fakes[:, :first], changes[0])
         for name, gradient in gradients.items():
             values[f"gradients of {name}"] = gradient
         if len(batches) > 1:
-            values |= zip(later(len(batches)), (torch.stack(losses[1:]), fakes[:, first:]), strict=True)
+            values |= by_label(later(len(batches)), torch.stack(losses[1:]), fakes[:, first:], changes[1:])
         for name, weights in _weights_of(step).items():
             values[f"{CHANGE}{name}"] = weights - start[name]
         return cls(values, starts)
@@ -333,13 +357,17 @@ class Judge:
         """
         if DTYPES[precision] != torch.float32 and trace.starts:
             step = train_step("official", self.nets, self.device, self.config, torch.float64)
-            losses = []
+            losses, changes = [], []
             for start, batch in zip(trace.starts, self.batches[1:], strict=True):
                 for name, net in step.nets.items():
                     net.load_state_dict(start[name])
+                before = _statistics_of(step)
                 losses.append(step.run(batch).double().cpu())
+                changes.append(_statistics_of(step) - before)
             fakes = step.fakes(sum(len(batch.samples) for batch in self.batches[1:])).detach().double().cpu()
-            trace.own_truth = dict(zip(later(len(self.batches)), (torch.stack(losses), fakes), strict=True))
+            trace.own_truth = by_label(
+                later(len(self.batches)), torch.stack(losses), fakes, torch.stack(changes)
+            )
         return trace
 
     def _baselines(self, precision: str) -> list[Trace]:

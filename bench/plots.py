@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.figures import Results, Row, speed_up
+from fastcyclegan.config import ModelSettings
 
 if TYPE_CHECKING:
     from bench.step_work import Chip
@@ -41,7 +42,9 @@ def draw(results: Results, folder: Path, stem: str) -> list[Path]:
 
 
 def _rows_of(results: Results, file: str) -> list[Row]:
-    return [row for row in results.rows if row.file == file]
+    """Return the rows of a bench, without those of other recipes: the plots show the default one."""
+    default = ModelSettings.model
+    return [row for row in results.rows if row.file == file and row.info.get("recipe", default) == default]
 
 
 def _draw_step_time(axes: Any, results: Results) -> bool:

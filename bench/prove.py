@@ -92,8 +92,7 @@ def _data_of(
 ) -> tuple[DataConfig, str]:
     """Return the settings of the images of ``size`` x ``size``, and a description of their source.
 
-    Without images in ``options``, the built-in ones are drawn into ``folder``. The layout is that of
-    ``defaults``; in the layout aligned, built-in images of the same number are a pair.
+    Without images in ``options``, the built-in ones are drawn into ``folder``, in the layout of ``defaults``.
     """
     if defaults.dataset_mode == "single" and options.dataroot is None:
         raise UserError(f"--model {options.model} trains on single images: give their folder as --dataroot")
@@ -110,7 +109,7 @@ def _data_of(
         return data, f"{options.data_A} and {options.data_B}"
     if options.dataroot is not None:
         return data, str(options.dataroot)
-    builtin.write(folder, options.seed)
+    builtin.write(folder, options.seed, paired=defaults.dataset_mode == "aligned")
     return dataclasses.replace(data, dataroot=folder), "the built-in shapes"
 
 

@@ -214,7 +214,8 @@ def test_pairs_are_read_from_one_folder_or_from_two(tmp_path: Path) -> None:
     [
         (
             PairsToy.name,
-            f"there is no official training step to compare toy with; there is one for cycle_gan and {NAME}",
+            "there is no official training step to compare toy with; there is one for cycle_gan, pix2pix,"
+            f" {NAME}",
         ),
         ("cycle_gun", "--model: there is no recipe 'cycle_gun'; did you mean cycle_gan?"),
     ],
@@ -245,7 +246,9 @@ def test_single_images_must_be_given(
 OF_ONE_RECIPE = {
     "baselines.py",
     "cyclegan_baseline.py",
+    "pix2pix_baseline.py",
     "official_order.py",
+    "bench_counts.py",
     "bench_generator.py",
     "bench_start_up.py",
     "bench_train_step.py",
@@ -253,11 +256,13 @@ OF_ONE_RECIPE = {
     "built_in_quality.py",
     "counts.py",
     "gpu_options.py",
+    "gpu_stages.py",
     "loss_curves.py",
+    "parity.py",
     "profile_step.py",
 }
 NAMES = re.compile(
-    r"(?<![a-z])cycle_?gan|\b(G_AB|G_BA|D_A|D_B|fake_[AB]|pool_size|lambda_\w+)\b", re.IGNORECASE
+    r"(?<![a-z])cycle_?gan|pix2pix|\b(G_AB|G_BA|D_A|D_B|fake_[AB]|pool_size|lambda_\w+)\b", re.IGNORECASE
 )
 
 

@@ -5,7 +5,12 @@ Counts are reproducible, the official order launches no kernels, and each block 
 
 from __future__ import annotations
 
-from bench.counts import step_counts, translation_counts
+from bench.counts import (
+    pix2pix_step_counts,
+    pix2pix_translation_counts,
+    step_counts,
+    translation_counts,
+)
 from bench.figures import COUNTS
 
 
@@ -70,3 +75,31 @@ def test_translation_of_one_image() -> None:
     assert bf16.aten["copy_"] == fp32.aten["copy_"] + 20
     blocks = [translation_counts("ours", "bf16", 32, blocks=n).launches.total() for n in (1, 2)]
     assert blocks[1] - blocks[0] == 4
+
+
+def test_a_step_of_pix2pix_launches_kernels_for_instance_norm() -> None:
+    official, ours, batch = (
+        pix2pix_step_counts(name, 32, norm, "fp32")
+        for name, norm in (("official", "instance"), ("ours", "instance"), ("ours", "batch"))
+    )
+    assert official.launches.total() == 0
+    # A U-Net of 32 has 5 + 5 convolutions, and the discriminator, which runs three times, has 5.
+    assert official.aten["convolution"] == 10 + 3 * 5
+    # Real and fake pairs share a batch only with instance norm.
+    assert ours.aten["convolution"] == 10 + 2 * 5
+    assert batch.aten["convolution"] == 10 + 3 * 5
+    assert ours.launches.total() > 0
+    assert ours.aten.total() < official.aten.total()
+    assert ours.saved_bytes < official.saved_bytes
+
+
+def test_a_translation_by_pix2pix_is_one_graph_or_one_call_per_layer() -> None:
+    for norm in ("batch", "instance"):
+        assert pix2pix_translation_counts("official", "fp32", 32, norm).aten["convolution"] == 10
+        calls = pix2pix_translation_counts("ours", "bf16", 32, norm).aten
+        # In inference mode, PyTorch does not split these calls any further.
+        assert calls["conv2d"] == calls["conv_transpose2d"] == 5
+        assert pix2pix_translation_counts("captured", "bf16", 32, norm).launches == {"graph": 1}
+    as_trained = pix2pix_translation_counts("official", "fp32", 32, "batch")
+    # The running statistics, which a network in evaluation mode would leave alone.
+    assert as_trained.aten["add_"] == 7

@@ -50,10 +50,24 @@ def test_a_faulty_option_fails(
 
 
 def test_options_without_a_fault_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two cases pass the checks. The other cases are run by the rehearsal."""
+    """A few cases pass the checks. The other cases are run by the rehearsal."""
     for name in (
         "the default: bf16, graph, pairs, overlapped gradients",
         "--batch_size 4, the last batch smaller",
+        "pix2pix",
+        "pix2pix --norm instance --batch_size 4",
     ):
         assert gpu_options.main(["--tiny", "--only", name]) == 0
         assert name in capsys.readouterr().out
+
+
+def test_a_wrong_result_of_pix2pix_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = gpu_options.engine_of
+
+    def faulty(*args: Any) -> Any:
+        engine = make(*args)
+        list(engine.nets["D"].parameters())[-1].data.add_(50)
+        return engine
+
+    monkeypatch.setattr(gpu_options, "engine_of", faulty)
+    assert gpu_options.main(["--tiny", "--only", "pix2pix --no_dropout"]) == 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from bench.gpu_outcome import Context
-from bench.gpu_tasks import Benches, Options
+from bench.gpu_tasks import NEEDS_GPU, Benches, Command, Options
 from tests.bench.parts import stand_in
 
 
@@ -41,6 +42,13 @@ say began d; say held d
         assert (
             failure.again == 'alone, with CUDA_LAUNCH_BLOCKING=1: exit code 70; last launch {"kernel": "k"}'
         )
+
+
+def test_a_command_without_a_small_size_is_not_rehearsed(context: Context) -> None:
+    part = Command("x", ("-c", "raise SystemExit(3)"), 20, gpu_only=True)
+    rehearsed = part.run(dataclasses.replace(context, rehearsed=True), 20)
+    assert (rehearsed.note, rehearsed.holds) == (NEEDS_GPU, True)
+    assert "exit code 3" in part.run(context, 20).why
 
 
 def test_reports_the_benches_that_failed(
