@@ -55,6 +55,10 @@ SMALLER = {
     'netG="resnet_6blocks", load_size=143, crop_size=128': (
         'netG="resnet_1blocks", ngf=2, ndf=2, load_size=26, crop_size=24, num_threads=0'
     ),
+    'netG="unet_128", load_size=143, crop_size=128': (
+        'netG="unet_32", ngf=2, ndf=2, load_size=34, crop_size=32, num_threads=0'
+    ),
+    'model.fit("pairs")': 'model.fit("photos", "paintings")',
     "load_size=64, crop_size=64, max_iters=2": "load_size=26, crop_size=24, max_iters=2",
     "n_epochs=50, n_epochs_decay=50": "n_epochs=1, n_epochs_decay=0",
     "n_epochs=50,\n    n_epochs_decay=50": "n_epochs=1,\n    n_epochs_decay=0",
@@ -91,6 +95,9 @@ ELSEWHERE = {
     "python scripts/prove.py --data_A *": "tests/bench/test_prove.py::test_runs_on_the_users_own_images",
     "timeout 200 python scripts/prove.py *": (
         "tests/bench/test_prove.py::test_prints_and_draws_a_passing_proof"
+    ),
+    "timeout 100 python scripts/prove.py --model pix2pix *": (
+        "tests/bench/test_pix2pix_baseline.py::test_prove_compares_pairs_of_one_scene"
     ),
     "python scripts/train.py --data_A photos --data_B paintings --name tracked --use_wandb *": (
         "tests/training/test_wandb_tracker.py::test_a_run_logs_what_tensorboard_gets"
