@@ -101,7 +101,7 @@ def test_it_translates_on_the_command_line_and_in_python(
         model.sample()
     assert cli.translate([*args, "--direction", "BtoA"]) == 2
     assert capsys.readouterr().err == (
-        "error: Sketch only translates in one direction: that in which it was trained\n"
+        "error: runs/run has a single generator, which translates AtoB: direction cannot be BtoA\n"
     )
 
 

@@ -184,8 +184,8 @@ def test_samples_that_are_no_numbers_are_not_drawn_black(
     """A line says so, and the run goes on: its losses are finite."""
     translate, calls = Engine.translate, itertools.count()
 
-    def overflowing(self: Engine, name: str, images: torch.Tensor) -> torch.Tensor:
-        return translate(self, name, images) * (math.nan if next(calls) == 0 else 1)
+    def overflowing(self: Engine, name: str, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return translate(self, name, images, keys) * (math.nan if next(calls) == 0 else 1)
 
     monkeypatch.setattr(Engine, "translate", overflowing)
     run(dataset, tmp_path, "r", "--max_iters", "2", "--display_freq", "1")
