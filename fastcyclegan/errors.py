@@ -72,6 +72,17 @@ def _printable(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def shortened(text: str, limit: int = 80) -> str:
+    """Return at most ``limit`` characters of ``text``, which comes from a file, for a message.
+
+    What would act on a terminal, or begin another line, is escaped.
+    """
+    shown = printable(text[: limit + 1])
+    if len(shown) <= limit:
+        return shown
+    return f"{shown[: limit - 3]}..."
+
+
 def print_line(text: str, stream: TextIO) -> None:
     """Print ``text`` as one line to ``stream``, with what it cannot show escaped."""
     encoding = getattr(stream, "encoding", None)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.errors import UserError, printable
+from fastcyclegan.errors import UserError
 from fastcyclegan.files.harmless import NAMES, READING, RefusedError, harmless_objects
 from fastcyclegan.files.json_file import parse_json
 from fastcyclegan.files.zip_layout import check_layout
@@ -222,17 +222,6 @@ def checksum(path: Path) -> str:
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, zlib.error, ValueError):
         return ""
     return digest.hexdigest()[:16]
-
-
-def shortened(text: str, limit: int = 80) -> str:
-    """Return at most ``limit`` characters of ``text``, which comes from a file, for a message.
-
-    What would act on a terminal, or begin another line, is escaped.
-    """
-    shown = printable(text[: limit + 1])
-    if len(shown) <= limit:
-        return shown
-    return f"{shown[: limit - 3]}..."
 
 
 def fitting_name(name: str, ending: str, folder: Path) -> str:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from fastcyclegan.errors import print_line, printable
+from fastcyclegan.errors import print_line, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,19 @@ def test_what_acts_on_a_terminal_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a" * 10, "a" * 10),
+        ("a" * 11, "a" * 7 + "..."),
+        ("a\n" * 3, r"a\na\na\n"),
+        ("\n" * 6, "\\n\\n\\n\\..."),
+    ],
+)
+def test_a_text_from_a_file_is_cut(text: str, shown: str) -> None:
+    assert shortened(text, 10) == shown
 
 
 @pytest.mark.parametrize(

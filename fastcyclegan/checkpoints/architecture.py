@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcyclegan.errors import one_line
+from fastcyclegan.errors import one_line, shortened
 from fastcyclegan.files.schema import MisfitError, exactly, flag, record, text
 from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
-from fastcyclegan.tensor_files import shortened
 
 Weights = Mapping[str, Tensor]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

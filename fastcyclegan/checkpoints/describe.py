@@ -18,9 +18,9 @@ from torch import Tensor
 from fastcyclegan.checkpoints.architecture import UnknownArchitectureError
 from fastcyclegan.checkpoints.find_networks import Network, entries_of, find_networks
 from fastcyclegan.checkpoints.loading import own_network
-from fastcyclegan.errors import UserError
+from fastcyclegan.errors import UserError, shortened
 from fastcyclegan.files.harmless import DType, Fields, NumpyType
-from fastcyclegan.tensor_files import load_tensors, shortened
+from fastcyclegan.tensor_files import load_tensors
 
 # Values whose texts are short.
 _SHOWN = (

@@ -25,7 +25,7 @@ from fastcyclegan.checkpoints.architecture import (
     no_close_match,
     recognise,
 )
-from fastcyclegan.tensor_files import shortened
+from fastcyclegan.errors import shortened
 
 _WRAPPER = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod)\.")
 _BLOCK = re.compile(r"^(model\.\d+)\.block\.")

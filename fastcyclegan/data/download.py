@@ -1,45 +1,29 @@
-"""Download the CycleGAN authors' datasets: resume broken transfers, unpack safely, check every image."""
+"""Download the CycleGAN authors' datasets: unpack their archives safely, and check every image."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import http.client
-import json
 import lzma
 import shutil
-import ssl
 import stat
 import struct
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from fastcyclegan.data.checked_files import Checked, check_files
 from fastcyclegan.data.scan import find_files
-from fastcyclegan.errors import UserError, one_line
-from fastcyclegan.files.json_file import read_json
+from fastcyclegan.errors import UserError, one_line, shortened
+from fastcyclegan.files.fetch import Log, Place, Progress, Wait, fetch_file
 from fastcyclegan.settings.checks import is_folder_name
-from fastcyclegan.tensor_files import fitting_name, shortened
+from fastcyclegan.tensor_files import fitting_name
 
 SERVER = "http://efrosgans.eecs.berkeley.edu/cyclegan/datasets"
 FOLDERS = ("trainA", "trainB", "testA", "testB")
-TRIES, TIMEOUT, PIECE = 5, 30, 2**18
-# Exceptions raised if a connection breaks or cannot be established.
-_BROKEN = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-    ssl.SSLError,
-)
 # Exceptions raised for a damaged archive. ValueError: a member's name is not text.
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -84,9 +68,6 @@ ELSEWHERE = {"cityscapes": "its licence forbids redistribution; get it from city
 # A dataset needs three. Python's own functions for folders are recursive.
 MOST_FOLDERS = 50
 
-Log = Callable[[str], None]
-Progress = Callable[[int, int], None]
-
 
 def download(
     name: str,
@@ -97,7 +78,7 @@ def download(
     keep_archive: bool = False,
     log: Log = print,
     progress: Progress = lambda received, total: None,
-    wait: Callable[[float], None] = time.sleep,
+    wait: Wait = time.sleep,
 ) -> list[Checked]:
     """Download dataset ``name`` into ``output``/``name`` and return its bad images.
 
@@ -121,7 +102,9 @@ def download(
     if archive is not None:
         unpack(archive, target)
     else:
-        fetched = fetch_file(url, output / fitting_name(name, ".zip", output), log, progress, wait)
+        place = _place(output / fitting_name(name, ".zip", output))
+        by_hand = f"--archive {place.file.name}"
+        fetched = fetch_file(url, place, by_hand=by_hand, log=log, progress=progress, wait=wait)
         unpack(fetched, target)
         if not keep_archive:
             fetched.unlink()
@@ -149,129 +132,10 @@ def _address(server: str, name: str) -> str:
     return f"{folder}/{urllib.parse.quote(name)}.zip"
 
 
-def fetch_file(url: str, file: Path, log: Log, progress: Progress, wait: Callable[[float], None]) -> Path:
-    """Download ``url`` to ``file``, resuming from ``file``.part if it exists, and return ``file``."""
+def _place(file: Path) -> Place:
+    """Return the paths of the download of ``file``, whose name may be as long as a name can be."""
     part = file.with_name(fitting_name(file.name, ".part", file.parent))
-    if file.exists():
-        return file
-    failures = 0
-    while True:
-        before = _size(part)
-        try:
-            _fetch_once(url, part, progress)
-            break
-        except http.client.InvalidURL as error:
-            raise UserError(f"cannot download {url}: {one_line(error)}") from None
-        except _BROKEN as error:
-            reason = _why_broken(url, error)
-        except ValueError as error:  # of an answer with an odd header
-            raise UserError(f"{url}: the server's answer is not valid: {one_line(error)}") from None
-        got = _size(part)
-        failures += 1
-        if got > before:
-            failures = 0
-        if failures == TRIES:
-            raise UserError(_unreachable(url, reason, got, file.name))
-        log(f"connection lost after {got / 2**20:.1f} MiB ({reason}); trying again")
-        wait(min(2.0**failures, 30))
-    part.rename(file)
-    _metadata_file(part).unlink(missing_ok=True)
-    return file
-
-
-def _why_broken(url: str, error: Exception) -> str:
-    """Return why a connection broke.
-
-    Raises UserError if the server's response is an error that another attempt would not change.
-    """
-    if isinstance(error, urllib.error.HTTPError):
-        answer = f"the server answered {error.code} {shortened(str(error.reason))}"
-        if error.code < 500:
-            raise UserError(f"{url}: {answer}") from None
-        return answer
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, BaseException):
-        return one_line(reason)
-    return shortened(str(reason), 200)
-
-
-def _unreachable(url: str, reason: str, got: int, name: str) -> str:
-    host = urllib.parse.urlsplit(url).hostname
-    if got:
-        reason += f"; {got / 2**20:.1f} MiB are kept, and the same command resumes from there"
-    return (
-        f"cannot download from {host}: {reason}. Behind a proxy, set http_proxy and https_proxy; or download"
-        f" {url} by other means and pass it as --archive {name}"
-    )
-
-
-def _size(part: Path) -> int:
-    if not part.exists():
-        return 0
-    return part.stat().st_size
-
-
-def _metadata_file(part: Path) -> Path:
-    return part.with_name(fitting_name(part.name, ".json", part.parent))
-
-
-def _read_metadata(part: Path) -> dict[str, Any]:
-    """Return what an earlier call recorded about ``part``, or {} if that is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        metadata = read_json(_metadata_file(part))
-        version = metadata.get("version") if isinstance(metadata, dict) else None
-        if isinstance(version, str) and version.isascii() and version.isprintable():  # it becomes a header
-            return dict(metadata)
-    return {}
-
-
-def _fetch_once(url: str, part: Path, progress: Progress) -> None:
-    """Download the rest of ``url`` that is not yet in ``part``.
-
-    Network exceptions propagate to the caller, and the data received before them stays in ``part``.
-    """
-    metadata = _read_metadata(part)
-    start = 0
-    if metadata.get("url") == url and metadata.get("version"):
-        start = _size(part)
-    headers = {"User-Agent": "fastcyclegan", "Accept-Encoding": "identity"}
-    if start:
-        # With If-Range, the server sends the rest of the same file, or the whole file that has replaced it.
-        headers |= {"Range": f"bytes={start}-", "If-Range": metadata["version"]}
-    request = urllib.request.Request(url, headers=headers)
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        if start == metadata.get("total"):
-            return
-        part.unlink()  # longer than the server's file, so it is part of another one
-        return _fetch_once(url, part, progress)
-    with response:
-        if response.status != 206 or not str(response.headers["Content-Range"]).startswith(f"bytes {start}-"):
-            start = 0
-        total = None
-        if response.headers["Content-Length"]:
-            total = start + int(response.headers["Content-Length"])
-        version = _version(response.headers)
-        _metadata_file(part).write_text(json.dumps({"url": url, "version": version, "total": total}))
-        with part.open("ab" if start else "wb") as out:
-            received = start
-            while piece := response.read(PIECE):
-                out.write(piece)
-                received += len(piece)
-                progress(received, received if total is None else total)
-    if total is not None and received < total:
-        raise ConnectionError(f"received {received} of {total} bytes")
-
-
-def _version(headers: http.client.HTTPMessage) -> str | None:
-    """Return an identifier of a file's version: its ETag or, if that is missing or weak, its date."""
-    etag = headers["ETag"]
-    if etag and not etag.startswith("W/"):
-        return etag
-    return headers["Last-Modified"]
+    return Place(file, part, part.with_name(fitting_name(part.name, ".json", part.parent)))
 
 
 def _is_inside(info: zipfile.ZipInfo) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.errors import UserError
-from fastcyclegan.tensor_files import shortened
+from fastcyclegan.errors import UserError, shortened
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

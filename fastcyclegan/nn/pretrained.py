@@ -19,12 +19,12 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.errors import UserError, one_line, shortened
 from fastcyclegan.files.json_file import read_json
 from fastcyclegan.files.schema import described
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import float32_by_default, usual_modes
-from fastcyclegan.tensor_files import arguments_in, load_tensors, shortened
+from fastcyclegan.tensor_files import arguments_in, load_tensors
 
 # The files that ``save_pretrained`` writes, besides the model card.
 WEIGHTS_FILE = "model.safetensors"

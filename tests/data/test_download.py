@@ -1,6 +1,6 @@
-"""Download a dataset from a local server that drops connections, changes its file or answers with errors.
+"""Download a dataset from a local server that drops connections, and unpack its archive.
 
-Archives that must not be unpacked are tested as well.
+Archives that must not be unpacked are tested as well. ``tests/files/test_fetch.py`` tests downloads further.
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import io
 import os
 import stat
-import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,10 @@ import pytest
 from PIL import Image
 
 from fastcyclegan.cli import download_dataset
-from fastcyclegan.data.download import DATASETS, TRIES, download
+from fastcyclegan.data.download import DATASETS, download
 from fastcyclegan.errors import UserError
+from fastcyclegan.files.fetch import TRIES
+from tests.file_server import Server, serving
 
 
 def packed(names: dict[str, bytes] | None = None) -> bytes:
@@ -41,65 +40,10 @@ def packed(names: dict[str, bytes] | None = None) -> bytes:
     return out.getvalue()
 
 
-@dataclass
-class Server:
-    """The state of an HTTP server for a single file.
-
-    ``breaks`` lists the numbers of bytes after which its next responses break off, one per response.
-    """
-
-    content: bytes
-    version: str | None = '"1"'
-    breaks: list[int] = field(default_factory=list)
-    ranges: bool = True
-    status: int = 200
-    file: str = "toys.zip"
-    answer: bytes = b""
-    requested: list[str | None] = field(default_factory=list)
-    url: str = ""
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    state = Server(packed())
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> object:
-            requested, data, start = self.headers["Range"], state.content, 0
-            state.requested.append(requested)
-            if state.answer:
-                return self.wfile.write(state.answer)
-            if state.status != 200 or not self.path.endswith(f"/{state.file}"):
-                return self.send_error(state.status if state.status != 200 else 404)
-            if requested and state.ranges and self.headers["If-Range"] == state.version:
-                start = int(requested.removeprefix("bytes=").removesuffix("-"))
-                if start >= len(data):
-                    return self.send_error(416)
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            else:
-                self.send_response(200)
-            if state.version:
-                self.send_header("ETag", state.version)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.end_headers()
-            stop = start + state.breaks.pop(0) if state.breaks else len(data)
-            self.wfile.write(data[start:stop])
-            return None
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever)
-    thread.start()
-    state.url = f"http://127.0.0.1:{listening.server_port}/somewhere"
-    yield state
-    listening.shutdown()
-    thread.join()
-    listening.server_close()
+def server() -> Iterator[Server]:
+    with serving(packed(), "toys.zip") as state:
+        yield state
 
 
 def run(server: Server, output: Path, logged: list[str] | None = None, **options: object) -> list[str]:
@@ -149,56 +93,6 @@ def test_keeps_a_partial_download_and_resumes_it_later(server: Server, tmp_path:
     assert counts(tmp_path / "toys") == WHOLE
 
 
-def test_downloads_a_changed_file_from_scratch(server: Server, tmp_path: Path) -> None:
-    server.breaks = [1000] + [0] * TRIES
-    with pytest.raises(UserError):
-        run(server, tmp_path)
-    server.content, server.version = packed(), '"2"'
-    run(server, tmp_path, keep_archive=True)
-    assert (tmp_path / "toys.zip").read_bytes() == server.content
-
-
-@pytest.mark.parametrize(
-    "change", [{"ranges": False}, {"version": None}], ids=["no ranges", "no version to resume from"]
-)
-def test_starts_over_if_the_server_cannot_resume(
-    server: Server, tmp_path: Path, change: dict[str, object]
-) -> None:
-    for name, value in change.items():
-        setattr(server, name, value)
-    server.breaks = [1000, 2000]
-    run(server, tmp_path, keep_archive=True)
-    assert (tmp_path / "toys.zip").read_bytes() == server.content
-
-
-def test_uses_a_partial_file_that_is_complete(server: Server, tmp_path: Path) -> None:
-    """A partial file that is complete, because the process was killed just before renaming it, is used."""
-    server.breaks = [1000] + [0] * TRIES
-    with pytest.raises(UserError):
-        run(server, tmp_path)
-    (tmp_path / "toys.zip.part").write_bytes(server.content)
-    run(server, tmp_path)
-    assert counts(tmp_path / "toys") == WHOLE
-    (tmp_path / "other").mkdir()
-    server.breaks = [1000] + [0] * TRIES
-    with pytest.raises(UserError):
-        run(server, tmp_path / "other")
-    (tmp_path / "other" / "toys.zip.part").write_bytes(server.content + b"more")  # longer than the file
-    run(server, tmp_path / "other", keep_archive=True)
-    assert (tmp_path / "other" / "toys.zip").read_bytes() == server.content
-
-
-def test_reports_errors_of_the_server(server: Server, tmp_path: Path) -> None:
-    server.status = 404
-    with pytest.raises(UserError, match=r"/somewhere/toys.zip: the server answered 404"):
-        run(server, tmp_path)
-    assert len(server.requested) == 1
-    server.status = 503
-    with pytest.raises(UserError, match="the server answered 503"):
-        run(server, tmp_path)
-    assert len(server.requested) == 1 + TRIES
-
-
 def test_reports_an_unreachable_server(tmp_path: Path, server: Server) -> None:
     server.url = "http://127.0.0.1:9"
     with pytest.raises(
@@ -225,35 +119,6 @@ def test_what_is_no_address_is_refused_in_one_line(
 
 def test_an_address_with_unusual_characters(server: Server, tmp_path: Path) -> None:
     server.url += "/\u00e9 \u0436"
-    run(server, tmp_path)
-    assert counts(tmp_path / "toys") == WHOLE
-
-
-@pytest.mark.parametrize(("answer", "message"), [
-    (b"HTTP/1.1 404 " + b"Nothing" * 999 + b"\r\n\r\n", "the server answered 404 Nothing"),
-    (b"HTTP/1.1 503 " + b"Nothing" * 999 + b"\r\n\r\n", "the server answered 503 Nothing"),
-    (b"Nothing" * 999 + b"\r\n\r\n", "cannot download from 127.0.0.1: Nothing"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n", "the server's answer is not valid: invalid literal"),
-    (b"HTTP/1.1 302 OK\r\nLocation: http://[zz/\r\n\r\n", "the server's answer is not valid: Invalid IPv6"),
-], ids=["final", "temporary", "no status", "length", "location"])  # fmt: skip
-def test_reports_odd_answers_in_one_short_line(
-    tmp_path: Path, server: Server, answer: bytes, message: str
-) -> None:
-    server.answer = answer
-    with pytest.raises(UserError, match=message) as error:
-        run(server, tmp_path)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 600
-
-
-@pytest.mark.parametrize("record", [
-    "[]", '{"url": 1}', '{"version": 5}', "{", '"x"',
-    "[" * 100_000, '{"version": "a\\nb"}', '{"version": "\u00e9"}',
-])  # fmt: skip
-def test_a_damaged_record_of_a_download_is_ignored(server: Server, tmp_path: Path, record: str) -> None:
-    (tmp_path / "toys.zip.part").write_bytes(b"old")
-    record = record.replace('"version"', f'"url": "{server.url}/toys.zip", "version"')
-    (tmp_path / "toys.zip.part.json").write_text(record)
     run(server, tmp_path)
     assert counts(tmp_path / "toys") == WHOLE
 
