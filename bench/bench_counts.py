@@ -94,9 +94,14 @@ def bench_translation_counts(race: Race, quick: bool, provider: str) -> None:
     race(group, builders_of(TRANSLATIONS, lambda p: counted_translation(p, size, blocks)), rounds=1)
 
 
-def counted_pix2pix(provider: str, size: int, norm: str) -> Entrant:
+def pix2pix_sizes(quick: bool) -> tuple[int, dict[str, int]]:
+    """Return the size of the images, and the width of the networks if it is not the default one."""
+    return (32, {"ngf": 8, "ndf": 8}) if quick else (256, {})
+
+
+def counted_pix2pix(provider: str, size: int, norm: str, width: dict[str, int]) -> Entrant:
     name, precision = PROVIDERS[provider]
-    info = info_of(pix2pix_step_counts(name, size, norm, precision))
+    info = info_of(pix2pix_step_counts(name, size, norm, precision, **width))
     info |= {"precision": precision, "size": size, "batch": 1, "recipe": "pix2pix", "norm": norm}
     return Entrant(lambda: None, info=info, cold=True)
 
@@ -106,14 +111,14 @@ def counted_pix2pix(provider: str, size: int, norm: str) -> Entrant:
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def bench_pix2pix_counts(race: Race, quick: bool, norm: str, provider: str) -> None:
-    size = 32 if quick else 256
+    size, width = pix2pix_sizes(quick)
     group = f"counts of a training iteration of pix2pix, {size}x{size}, batch 1, unet_{size}, {norm} norm"
-    race(group, builders_of(PROVIDERS, lambda p: counted_pix2pix(p, size, norm)), rounds=1)
+    race(group, builders_of(PROVIDERS, lambda p: counted_pix2pix(p, size, norm, width)), rounds=1)
 
 
-def counted_pix2pix_translation(provider: str, size: int, norm: str) -> Entrant:
+def counted_pix2pix_translation(provider: str, size: int, norm: str, width: dict[str, int]) -> Entrant:
     name, precision = TRANSLATIONS[provider]
-    counts = pix2pix_translation_counts(name, precision, size, norm)
+    counts = pix2pix_translation_counts(name, precision, size, norm, **width)
     info = {**info_of(counts), "precision": precision, "recipe": "pix2pix", "translation": True}
     return Entrant(lambda: None, info=info, cold=True)
 
@@ -122,9 +127,9 @@ def counted_pix2pix_translation(provider: str, size: int, norm: str) -> Entrant:
 @pytest.mark.parametrize("provider", TRANSLATIONS)
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def bench_pix2pix_translation_counts(race: Race, quick: bool, norm: str, provider: str) -> None:
-    size = 32 if quick else 256
+    size, width = pix2pix_sizes(quick)
     group = f"counts of a translation by pix2pix, {size}x{size}, batch 1, unet_{size}, {norm} norm"
-    builders = builders_of(TRANSLATIONS, lambda p: counted_pix2pix_translation(p, size, norm))
+    builders = builders_of(TRANSLATIONS, lambda p: counted_pix2pix_translation(p, size, norm, width))
     race(group, builders, rounds=1)
 
 

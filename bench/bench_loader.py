@@ -39,7 +39,7 @@ from fastcyclegan.testing import make_engine, random_batch, seeded_networks
 
 # The sizes of the image files, the usual one first. On a CPU it is the only one.
 SIDES = [600, 256] if DEVICE == "cuda" else [600]
-IMAGES, CHECKED = 32, 16
+IMAGES, QUICK_IMAGES, CHECKED = 32, 4, 16
 # The number of iterations per round. It must be much larger than the number of batches that a loader has
 # prefetched when the round starts: four blocks for DALI, two batches per worker for Pillow.
 ITERATIONS = {"folder": 48, "dali": 160, "cache": 512}
@@ -94,15 +94,16 @@ def sources(
 ) -> tuple[int, dict[str, Source]]:
     """Return the height and width of the image files in pixels, and the sources of both domains."""
     root, side = tmp_path_factory.mktemp("images"), request.param
-    return side, {domain: source(root, domain, side, seed) for domain, seed in (("A", 0), ("B", 1000))}
+    count = QUICK_IMAGES if request.config.getoption("--bench-quick") else IMAGES
+    return side, {domain: source(root, domain, count, side, seed) for domain, seed in (("A", 0), ("B", 1000))}
 
 
-def source(root: Path, domain: str, side: int, seed: int) -> Source:
-    """Write IMAGES synthetic images of ``domain`` to ``root``, and return them as a source.
+def source(root: Path, domain: str, count: int, side: int, seed: int) -> Source:
+    """Write ``count`` synthetic images of ``domain`` to ``root``, and return them as a source.
 
     Their seeds are ``seed``, ``seed`` + 1 and so on.
     """
-    paths = [root / f"{domain}{n:02d}.jpg" for n in range(IMAGES)]
+    paths = [root / f"{domain}{n:02d}.jpg" for n in range(count)]
     for n, path in enumerate(paths):
         photograph(side, seed + n).save(path, quality=90)
     return Source(paths, Fit.of(DataConfig()), dict(zip(paths, check_files(paths), strict=True)))
@@ -120,7 +121,8 @@ def check_against_pillow(loader: Loader, on_gpu: bool) -> None:
 
 
 def loader_of(provider: Provider, sources: dict[str, Source], device: torch.device) -> Loader:
-    choice, plan = Choice(provider.kind, provider.threads, "bench"), Plan(0, IMAGES, IMAGES)
+    choice = Choice(provider.kind, provider.threads, "bench")
+    plan = Plan(0, len(sources["A"].paths), len(sources["B"].paths))
     return make_loader(choice, sources, plan, device, DataConfig(cache=provider.cache), lambda text: None)
 
 

@@ -6,6 +6,7 @@ report the hardware and the figures.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -19,6 +20,7 @@ from pytest_benchmark.utils import safe_dumps
 
 from bench.figures import lines_of, row_of
 from bench.machine import DEVICE, conditions, machine
+from bench.operators import MATRIX, QUICK_MATRIX
 from bench.timing import Builders, Entrant, Outcome, Race, Unavailable, clock, race
 from fastcyclegan.tensor_files import write_atomically
 
@@ -67,6 +69,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--bench-budget must not be negative")
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the imported modules from garbage collections, of which each group of providers starts one."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     about = config.stash[ABOUT]
     names = []
@@ -89,6 +97,12 @@ def device() -> str:
 @pytest.fixture
 def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--bench-quick"))
+
+
+@pytest.fixture(autouse=True)
+def _matrix_size(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if quick:
+        monkeypatch.setitem(MATRIX, DEVICE, QUICK_MATRIX)
 
 
 @pytest.fixture

@@ -68,13 +68,13 @@ def step_counts(
 
 
 def pix2pix_step_counts(
-    provider: str, size: int = 256, norm: str = "batch", precision: str = "bf16"
+    provider: str, size: int = 256, norm: str = "batch", precision: str = "bf16", **model: Any
 ) -> Counts:
     """Return the counts of one training iteration of pix2pix with batch 1, as ``step_counts`` does.
 
-    The generator is the U-Net for images of ``size``.
+    The generator is the U-Net for images of ``size``. ``model`` are more settings of the networks.
     """
-    config = pix2pix_config(netG=f"unet_{size}", norm=norm, impl="triton")
+    config = pix2pix_config(netG=f"unet_{size}", norm=norm, impl="triton", **model)
     return counts_of(config, provider, random_batch(size, Plan(0, 100, 100, paired=True), 0), precision)
 
 
@@ -126,17 +126,19 @@ def translation_counts(
     return counts_of_network(net.eval(), provider, precision, size, batch)
 
 
-def pix2pix_translation_counts(provider: str, precision: str, size: int = 256, norm: str = "batch") -> Counts:
+def pix2pix_translation_counts(
+    provider: str, precision: str, size: int = 256, norm: str = "batch", **model: Any
+) -> Counts:
     """Return the counts of the translation of one image by the generator of pix2pix.
 
     See ``translation_counts``. There is no dropout. Batch norms use the statistics of the image, except in
-    the inference engine.
+    the inference engine. ``model`` are more settings of the network.
     """
-    config = pix2pix_config(netG=f"unet_{size}", norm=norm)
+    config = pix2pix_config(netG=f"unet_{size}", norm=norm, **model)
     net = plain_networks(config)["G"]
     if provider != "official":
-        model: Any = config.model
-        net = UnetGenerator(num_downs=model.levels, norm=norm, impl="triton")
+        used: Any = config.model
+        net = UnetGenerator(num_downs=used.levels, ngf=used.ngf, norm=norm, impl="triton")
     return counts_of_network(net.train(norm == "batch"), provider, precision, size)
 
 

@@ -21,7 +21,9 @@ from fastcyclegan.testing import assert_parity
 Operator = Callable[..., Tensor]
 FAULT = 1.25
 ROUNDS = {"cpu": 10, "cuda": 30}
+# The rows and columns of the matrices of ``products``; with --bench-quick, QUICK_MATRIX.
 MATRIX = {"cpu": 1536, "cuda": 8192}
+QUICK_MATRIX = 256
 
 
 @dataclass

@@ -64,7 +64,11 @@ def _no_overflow_checks() -> None:
 def _separate_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    # The C++ kernels are compiled once for all workers.
+    share_cpp_kernels(cache, tmp_path_factory)
+
+
+def share_cpp_kernels(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let ``cache``, a folder like ~/.cache, have the C++ kernels that are compiled once for all workers."""
     shared = cache / "fastcyclegan" / "cpu"
     if not shared.exists():
         compiled = tmp_path_factory.getbasetemp().parent / "cpp"

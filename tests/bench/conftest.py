@@ -17,7 +17,9 @@ from tests.bench.small_steps import SMALL
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    # At its end a stage packs the compiled kernels of this cache, and takes as long as there are many.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     for name in ("work", "results"):
         (tmp_path / name).mkdir()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

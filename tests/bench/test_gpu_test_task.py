@@ -77,7 +77,7 @@ def test_a_device_fault_ends_only_its_own_process(context: Context, tmp_path: Pa
     """
     file = tmp_path / "test_crashing.py"
     file.write_text(CRASHING)
-    outcome = Tests("crash", (str(file),), 100, workers=2).run(context, 100)
+    outcome = Tests("crash", (str(file),), 300, workers=2).run(context, 300)
     assert outcome.counts == {"passed": 4, "failed": 2, "unfinished": 0, "skipped": 0}, outcome.output
     failures = {failure.where.rpartition("::")[2]: failure for failure in outcome.failures}
     assert set(failures) == {"test_illegal", "test_wrong"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import share_cpp_kernels
 from tests.pages.forked_python import ForkedPython
 from tests.pages.user import User, clean_environment, make_folder
 
@@ -27,6 +28,10 @@ def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def user(tmp_path: Path, python: ForkedPython, reader_folder: Path) -> User:
+def user(
+    tmp_path: Path, python: ForkedPython, reader_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> User:
     shutil.copytree(reader_folder, tmp_path / "fastcyclegan", symlinks=True)
-    return User(tmp_path / "fastcyclegan", python.bin)
+    user = User(tmp_path / "fastcyclegan", python.bin)
+    share_cpp_kernels(user.cache, tmp_path_factory)
+    return user

@@ -39,6 +39,15 @@ class User:
     folder: Path
     bin: Path
 
+    @property
+    def home(self) -> Path:
+        return self.folder.with_name("home")
+
+    @property
+    def cache(self) -> Path:
+        """The folder of caches in the home. Its C++ kernels may be a link to those of other tests."""
+        return self.home / ".cache"
+
     def run(self, command: str, seconds: float = SECONDS) -> Outcome:
         """Run ``command`` in a shell, which fails if a part of a pipe fails."""
         elsewhere = self.folder.with_name("written_elsewhere")
@@ -81,10 +90,10 @@ class User:
         return outcome.output
 
     def _environment(self) -> dict[str, str]:
-        home = self.folder.with_name("home")
+        home, kernels = self.home, self.cache / "fastcyclegan" / "cpu"
         (home / "tmp").mkdir(parents=True, exist_ok=True)
         shared = {name: os.environ[name] for name in SHARED if name in os.environ}
-        may_write = (self.folder, home, Path("/dev"), Path("/proc"), *shared.values())
+        may_write = (self.folder, home, kernels.resolve(), Path("/dev"), Path("/proc"), *shared.values())
         return clean_environment() | {
             "PATH": os.pathsep.join(map(str, (self.bin, Path(sys.executable).parent, os.environ["PATH"]))),
             "HOME": str(home),

@@ -131,6 +131,7 @@ def test_dropout_can_be_turned_off_and_on_when_a_run_is_resumed(folder: Path) ->
 # --- Training -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # a run of another recipe for pairs is killed in test_plug_in.py
 def test_it_resumes_bit_for_bit_after_a_kill(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     length = ["--dataroot", "pairs", "--max_iters", "150", "--ema", "0.9"]
     assert train(*length, "--name", "unbroken") == 0
