@@ -75,11 +75,12 @@ class Fit:
 
     The mode ``preprocess`` determines their size, and whether they are cropped to ``crop_size``: the side of
     a square, or height and width. ``channels`` is 1 or 3, and ``any_size`` is as in
-    ``image_file.open_image``. Two modes are not available on the command line: "keep", the default, neither
-    resizes nor crops, and "square" resizes to ``load_size`` x ``load_size``.
+    ``image_file.open_image``. Three modes are not available on the command line: "keep", the default, neither
+    resizes nor crops, "square" resizes to ``load_size`` x ``load_size``, and "exact" resizes to
+    ``crop_size``.
     """
 
-    preprocess: Preprocess | Literal["keep", "square"] = "keep"
+    preprocess: Preprocess | Literal["keep", "square", "exact"] = "keep"
     load_size: int = 0
     crop_size: CropSize = 0
     channels: int = 3
@@ -95,10 +96,12 @@ class Fit:
     def resized(self, size: Size) -> Size:
         """Return the (width, height) of an image of ``size`` after the resize, before the crop."""
         width, height = size
-        load, (crop_height, _) = self.load_size, sides_of(self.crop_size)
+        load, (crop_height, crop_width) = self.load_size, sides_of(self.crop_size)
         match self.preprocess:
             case "resize_and_crop" | "square":
                 return load, load
+            case "exact":
+                return crop_width, crop_height
             case "crop" | "keep":
                 return size
             case "scale_width_and_crop":

@@ -59,6 +59,12 @@ def test_sizes_by_mode(
     assert Fit.of(DataConfig(preprocess=mode, load_size=load, crop_size=crop)).resized(before) == after
 
 
+def test_exact_is_the_size_of_the_crop() -> None:
+    """As the official test resizes images. Nothing is cropped."""
+    fit = Fit("exact", load_size=286, crop_size=(96, 160))
+    assert (fit.resized((600, 400)), fit.crop) == ((160, 96), None)
+
+
 def test_sizes_for_a_unet() -> None:
     assert Fit("none", multiple=256).resized((300, 700)) == (256, 768)
 
