@@ -42,7 +42,7 @@ assert library.answer().origin.startswith(sys.prefix), library.answer().origin
 print(library.answer().origin)
 CODE
 fi
-for command in train translate inspect-checkpoint download-dataset check-dataset make-aligned compile-kernels; do
+for command in train translate inspect-checkpoint download-dataset check-dataset make-aligned evaluate compile-kernels; do
     "fastcyclegan-$command" --help >help.txt
 done
 fastcyclegan-train --device cpu --name tiny --max_iters 2 --netG resnet_1blocks --ngf 4 --netD pixel --ndf 4

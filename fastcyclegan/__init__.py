@@ -3,10 +3,11 @@
 Each folder is a "room". Its ``__init__.py`` states what belongs there and which other rooms it may use:
 ``nn`` (networks and layers), ``kernels`` (Triton), ``data`` (images and loaders), ``recipes`` (losses and
 training phases), ``engine`` (one iteration on a device), ``training`` (a whole run), ``checkpoints`` (weight
-files), ``inference`` (using trained generators), ``fusion`` (``accelerate``), ``compat`` (official functions
-and classes), ``official`` (running official checkouts), ``devtools`` and ``kernel_gate`` (checking kernels
-without a GPU). ``compat`` is public, and so are the modules next to these folders: ``api``, ``cli``,
-``commands``, ``config``, ``models``, ``reference``, ``testing``, ``errors``, ``console``, ``tensor_files``.
+files), ``inference`` (using trained generators), ``metrics`` (measuring images), ``fusion`` (``accelerate``),
+``compat`` (official functions and classes), ``official`` (running official checkouts), ``devtools`` and
+``kernel_gate`` (checking kernels without a GPU). ``compat`` is public, and so are the modules next to these
+folders: ``api``, ``cli``, ``commands``, ``config``, ``models``, ``reference``, ``testing``, ``errors``,
+``console``, ``tensor_files``.
 
 Importing this package imports nothing else: names and modules are imported when they are used.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fastcyclegan.checkpoints.loading import load_generator
     from fastcyclegan.errors import UserError
     from fastcyclegan.fusion.accelerate import accelerate
+    from fastcyclegan.inference.evaluate import evaluate
     from fastcyclegan.models import CycleGAN, Pix2Pix, model_class
     from fastcyclegan.nn.layers import InstanceNormAct
     from fastcyclegan.nn.networks import Discriminator, Generator, PixelDiscriminator, UnetGenerator
@@ -36,6 +38,7 @@ __all__ = [
     "UnetGenerator",
     "UserError",
     "accelerate",
+    "evaluate",
     "load_generator",
     "model_class",
     "register_recipe",
@@ -53,6 +56,7 @@ _PLACES = {
     "UnetGenerator": "nn.networks",
     "UserError": "errors",
     "accelerate": "fusion.accelerate",
+    "evaluate": "inference.evaluate",
     "load_generator": "checkpoints.loading",
     "model_class": "models",
     "register_recipe": "recipes.registry",

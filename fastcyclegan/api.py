@@ -35,6 +35,7 @@ from fastcyclegan.errors import UserError
 from fastcyclegan.inference.precision_check import precision_for
 from fastcyclegan.inference.translator import (
     ImageLike,
+    Translator,
     engine_of,
     network_to_call,
     release_engine,
@@ -348,6 +349,44 @@ class Model:
         precision = precision_for(net, device, self.config.run.precision)
         any_size, seed = self.config.data.allow_decompression_bombs, self.config.run.seed
         return translate_images(net, images, device, precision, batch_size, any_size, seed)
+
+    @usual_modes()
+    def evaluate(
+        self,
+        dataroot: str | Path | None = None,
+        direction: Direction | None = None,
+        *,
+        verbose: bool = False,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Translate held-out images with the current weights, and return metrics of the translations.
+
+        The images are those of the dataset ``dataroot`` (testA and testB; val or test for pairs), by default
+        of the one that the model was trained on. ``direction`` is as in ``translate``, by default the one
+        that was trained. ``settings`` are flags of ``scripts/evaluate.py``: ``metrics=("fid", "kid")``,
+        ``features``, ``resample``, ``image_size`` ... The result has the form of its ``--json``:
+        {"protocol": {...}, "images": {"fake": n, "real": n, ...}, "metrics": {"fid": x, ...}, "intervals":
+        {...}}. ``verbose`` prints what the script would print.
+
+        Needs the extra metrics. Raises UserError, with a one-line message, if there are no such images or a
+        metric cannot be computed, and TypeError for an unknown setting.
+        """
+        from fastcyclegan.inference.evaluate_model import evaluate_model, model_settings
+
+        if direction not in (None, "AtoB", "BtoA"):
+            raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
+        any_size = {"allow_decompression_bombs": self.config.data.allow_decompression_bombs}
+        config = model_settings({**any_size, "dataroot": dataroot, "direction": direction, **settings})
+        trained, device = self.config.data.direction, self.device
+        of_model: Direction = "AtoB" if direction in (None, trained) else "BtoA"
+        net = network_to_call(
+            self.networks[self.config.make_recipe().generator(of_model)], device, config.eval
+        )
+        precision = precision_for(net, device, config.precision)
+        engine, seed = engine_of(net, precision), self.config.run.seed if config.seed is None else config.seed
+        translator = Translator(net, device, precision, engine=engine, seed=seed)
+        console = Console() if verbose else QuietConsole()
+        return evaluate_model(translator, self.config, of_model, config, self.folder, console)
 
     @usual_modes()
     def sample(self, count: int = 1, seed: int = 0) -> list[Image.Image]:

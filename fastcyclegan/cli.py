@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -24,6 +23,7 @@ from fastcyclegan.checkpoints.describe import InspectConfig, describe
 from fastcyclegan.checkpoints.loading import recipe_in, settings_of
 from fastcyclegan.checkpoints.run_files import read_config
 from fastcyclegan.command_line.exit_codes import run, run_to_the_end
+from fastcyclegan.command_line.parsing import arguments, asks_for_help, description, flags_in, parse
 from fastcyclegan.config import (
     ModelSettings,
     RunConfig,
@@ -41,13 +41,14 @@ from fastcyclegan.data.pixels import NoNumbersError
 from fastcyclegan.engine import require_impl, resolve_device
 from fastcyclegan.errors import StoppedError, UserError
 from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.metrics.names import shown
 from fastcyclegan.models import model_class
 from fastcyclegan.official.flags import ACCEPTED, RESERVED, OfficialFlags, spelled, translated, with_suffix
 from fastcyclegan.official.replacement import replacement
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.recipes.registry import flags_of, names, owners
-from fastcyclegan.settings.arguments import require_known, typed_values
-from fastcyclegan.settings.crop_size import CropSize, flag_value, joined_arguments, parsed_crop_size
+from fastcyclegan.settings.arguments import typed_values
+from fastcyclegan.settings.crop_size import joined_arguments
 from fastcyclegan.training.exclusive import require_effect, without_replaced
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.initial_weights import (
@@ -86,9 +87,6 @@ class DownloadConfig:
     keep_archive: bool = False
 
 
-_MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-
-
 def _train_help(recipe: type[Recipe]) -> str:
     """Return the description of train.py for ``recipe``."""
     parts = [recipe.summary if recipe.summary else f"Train {recipe.title}."]
@@ -107,54 +105,6 @@ def _train_help(recipe: type[Recipe]) -> str:
     return "\n\n".join(parts)
 
 
-def _description(kind: type) -> str:
-    """Return the docstring of ``kind`` as one paragraph."""
-    return " ".join(str(kind.__doc__).split())
-
-
-def _parse(
-    kind: type[Config], args: Sequence[str] | None, description: str, default: Config | None = None
-) -> Config:
-    """Return the ``kind`` that ``args`` describe. Raises UserError for a wrong value or an unknown flag."""
-    args = _arguments(args)
-    if not _asks_for_help(args):
-        typed_values(kind, _flags(args))
-    options: dict[str, Any] = {}
-    if default is not None:
-        options["default"] = default
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_crop_size_rule)
-    parsed, unknown = tyro.cli(
-        kind,
-        args=None if args is None else joined_arguments(args),
-        description=description,
-        config=_MARKERS,
-        use_underscores=True,
-        return_unknown_args=True,
-        registry=registry,
-        **options,
-    )
-    require_known(kind, unknown, owners)
-    return parsed
-
-
-def _crop_size_rule(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Tell tyro how --crop_size is written: as the one argument that ``joined_arguments`` makes."""
-    if info.type != CropSize:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="SIDE|HEIGHT WIDTH",
-        instance_from_str=lambda args: parsed_crop_size(args[0]),
-        is_instance=lambda value: isinstance(value, (int, tuple)),
-        str_from_instance=lambda value: [flag_value(value)],
-    )
-
-
-def _asks_for_help(args: Sequence[str]) -> bool:
-    return "--help" in args or "-h" in args
-
-
 def parse_train(
     args: Sequence[str] | None = None, log: Callable[[str], object] = lambda line: None
 ) -> TrainConfig:
@@ -165,10 +115,10 @@ def parse_train(
     given, and from the defaults if images are given. ``log`` is called with a line for official flags that
     have no effect, and one for those that have another name.
     """
-    official = _in_our_flags(_arguments(args))
-    base = _base(_flags(official.args))
+    official = _in_our_flags(arguments(args))
+    base = _base(flags_in(official.args))
     args, switched_off = _switched_off(official.args, base)
-    flags = _flags(args)
+    flags = flags_in(args)
     _require_once(args, "init_from")
     # tyro would show and parse a switch that is on by default as its negation. So the parser sees all
     # switches as off, and those that were on are set again afterwards.
@@ -180,7 +130,7 @@ def parse_train(
         off[group] = dict.fromkeys(switches, False)
     kind = config_class(base.model.model)
     defaults = _as(kind, with_changes(base, off))
-    parsed = _as(TrainConfig, _parse(kind, args, _train_help(base.recipe), defaults))
+    parsed = _as(TrainConfig, parse(kind, args, _train_help(base.recipe), defaults, owners))
     for line in official.notes:
         log(line)
     config = with_changes(parsed, on)
@@ -203,34 +153,18 @@ def _require_once(args: Sequence[str], name: str) -> None:
 
 def _in_our_flags(args: Sequence[str]) -> OfficialFlags:
     """Return ``args``, which may contain official flags, in our own flags."""
-    if _asks_for_help(args):
+    if asks_for_help(args):
         return OfficialFlags(list(args))
-    recipe = _recipe_of(_flags(args))
+    recipe = _recipe_of(flags_in(args))
     official = translated(args, recipe.name, flags_of(recipe))
     if official.suffix is not None:
         # The same flags give the same folder in the first run and when it is resumed.
-        flags = _flags(joined_arguments(official.args))
+        flags = flags_in(joined_arguments(official.args))
         fresh = _base({name: value for name, value in flags.items() if name != "continue_train"})
         settings = {name: value for group in to_dict(fresh).values() for name, value in group.items()}
         settings |= typed_values(config_class(fresh.model.model), flags)
         official.args = with_suffix(official.args, official.suffix, settings)
     return official
-
-
-def _arguments(args: Sequence[str] | None) -> Sequence[str]:
-    """Return ``args``, or the arguments of the process if None.
-
-    Raises UserError for an empty value, for example from an unset shell variable. As a path, it would mean
-    the current folder.
-    """
-    if args is None:
-        args = sys.argv[1:]
-    for flag, value in zip(["", *args], args, strict=False):
-        if value == "":
-            raise UserError(f"{flag}: the value is empty")
-        if value.startswith("--") and value.endswith("="):
-            raise UserError(f"{value[:-1]}: the value is empty")
-    return args
 
 
 def _switched_off(args: Sequence[str], base: TrainConfig) -> tuple[list[str], set[str]]:
@@ -250,18 +184,6 @@ def _switched_off(args: Sequence[str], base: TrainConfig) -> tuple[list[str], se
         given = [arg for arg, spelling in spelled.items() if opposites.get(spelling, spelling) == name]
         raise UserError(f"{' and '.join(sorted(given))} contradict each other")
     return [arg for arg in args if opposites.get(spelled.get(arg, "")) is None], off
-
-
-def _flags(args: Sequence[str]) -> dict[str, str]:
-    """Return a dict from each flag in ``args``, spelled with _, to its value or the argument after it."""
-    flags = {}
-    for arg, following in zip_longest(args, args[1:], fillvalue=""):
-        if arg.startswith("--"):
-            name, equals, value = arg[2:].partition("=")
-            if not equals:
-                value = following
-            flags[name.replace("-", "_")] = value
-    return flags
 
 
 def _base(flags: dict[str, str]) -> TrainConfig:
@@ -406,25 +328,41 @@ def _train(args: Sequence[str] | None) -> int:
         return 128 + trainer.stop
     if run.config.data.is_builtin:
         _print_score(trainer, console)
-    if run.iteration == trainer.started_at:
+    if trainer.is_out_of_patience and run.iteration < run.last:
+        console.log(
+            f"ended after iteration {run.iteration} of {run.last}: {run.config.evaluation.patience}"
+            " evaluations in a row were no better than the best one (a larger --patience continues the run)"
+        )
+    elif run.iteration == trainer.started_at:
         console.log(
             f"nothing left to train: the run ends at iteration {run.last} and has reached {run.iteration}"
         )
     else:
         console.log(f"done: iteration {run.iteration} of {run.last}")
+    _print_best(trainer, console)
     if run.folder is not None:
         console.log(f"images: {run.folder / 'samples'} and {run.folder / PAGE}")
     return 0
 
 
+def _print_best(trainer: Trainer, console: Console) -> None:
+    """Print which weights are the best, if the run was evaluated."""
+    run, evaluations = trainer.run, trainer.evaluations
+    if evaluations is None or evaluations.history.best is None:
+        return
+    best, history = evaluations.history.best, evaluations.history
+    where = "" if run.folder is None else f", kept as {run.folder / 'best_net_*.pth'}"
+    name = history.judge.removeprefix("eval_")
+    console.log(f"best: {name} {shown(best[history.judge])} at iteration {best['iteration']}{where}")
+
+
 def _translate(args: Sequence[str] | None) -> int:
-    description = "Translate an image or a folder of images with a trained generator."
     if args is None:
         args = sys.argv[1:]
     instead = replacement(args, [setting.name for setting in dataclasses.fields(TranslateConfig)])
     if instead is not None:
         raise UserError(instead)
-    config = _parse(TranslateConfig, args, description)
+    config = parse(TranslateConfig, args, description(TranslateConfig))
     console = Console()
     with _kernel_warnings_as_lines(console):
         failed = translate_folder(config, console)
@@ -444,7 +382,7 @@ def _list_datasets(console: Console) -> None:
 
 def _download(args: Sequence[str] | None) -> int:
     console = Console()
-    config = _parse(DownloadConfig, args, _description(DownloadConfig))
+    config = parse(DownloadConfig, args, description(DownloadConfig))
     if config.list:
         _list_datasets(console)
         return 0
@@ -475,7 +413,7 @@ def _download(args: Sequence[str] | None) -> int:
 
 
 def _check_dataset(args: Sequence[str] | None) -> int:
-    config = _parse(ReportConfig, args, _description(ReportConfig))
+    config = parse(ReportConfig, args, description(ReportConfig))
     console = Console()
     good = report_dataset(config, console)
     if console.failed:
@@ -484,7 +422,7 @@ def _check_dataset(args: Sequence[str] | None) -> int:
 
 
 def _inspect(args: Sequence[str] | None) -> int:
-    config = _parse(InspectConfig, args, _description(InspectConfig))
+    config = parse(InspectConfig, args, description(InspectConfig))
     console = Console()
     for line in describe(config.file):
         console.log(line)

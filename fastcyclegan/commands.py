@@ -35,6 +35,11 @@ def make_aligned() -> int:
     return int(function("fastcyclegan.command_line.make_aligned", "make_aligned")())
 
 
+def evaluate() -> int:
+    """Run ``fastcyclegan-evaluate`` and return its exit code."""
+    return int(function("fastcyclegan.command_line.evaluate", "evaluate")())
+
+
 def compile_kernels() -> int:
     """Run ``fastcyclegan-compile-kernels`` and return its exit code."""
     return int(function("fastcyclegan.kernel_gate.command", "main")())

@@ -22,7 +22,10 @@ from fastcyclegan.nn.networks import Generator
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # The arguments with which a command imports torch, other than --help.
-IMPORTING = {"fastcyclegan-make-aligned": ("a", "b", "out")}
+IMPORTING = {
+    "fastcyclegan-make-aligned": ("a", "b", "out"),
+    "fastcyclegan-evaluate": ("--fake", "a", "--real", "b"),
+}
 # What pip writes into the program of a console command, after handling signals as in a terminal: a background
 # script ignores SIGINT.
 PROGRAM = (

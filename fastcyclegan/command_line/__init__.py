@@ -3,5 +3,5 @@
 Exit codes, the import of what a command needs, and the parsers of commands belong here. What a command does,
 does not: that is in the room whose work it is.
 
-Uses ``training``.
+Uses ``settings`` and ``training``.
 """

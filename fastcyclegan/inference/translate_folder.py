@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastcyclegan.checkpoints.loading import config_beside, find_weights, load_generator
 from fastcyclegan.config import Direction, RunConfig
 from fastcyclegan.console import Console
 from fastcyclegan.data.choose_loader import choose, default_threads, make_reader
@@ -23,17 +21,14 @@ from fastcyclegan.data.fit import Fit
 from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
-from fastcyclegan.engine import require_impl, resolve_device, resolve_precision, why_not_compiled
-from fastcyclegan.engine.devices import has_bf16
 from fastcyclegan.errors import UserError, is_out_of_memory
 from fastcyclegan.inference.batches import FittingTranslator, Translated, gathered
+from fastcyclegan.inference.load_translator import GeneratorChoice, load_translator
 from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
-from fastcyclegan.inference.precision_check import check, choose_precision
-from fastcyclegan.inference.translator import Translator, network_to_call, require_file_channels
+from fastcyclegan.inference.precision_check import check
+from fastcyclegan.inference.translator import Translator
 from fastcyclegan.inference.writer import Writer
-from fastcyclegan.nn.as_trained import describe_mode, has_masks, without_dropout
-from fastcyclegan.nn.networks import computed_by
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.tensor_files import remove_stale_partials
 
@@ -256,7 +251,7 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     plan = plan_outputs(config.input, config.output, config.grid)
     if plan.found is not None:
         plan.found.require_readable(config.skip_bad_images)
-    translator, summary = _load(config, console)
+    translator, summary = load_translator(GeneratorChoice.of(config), console)
     for folder in {output.target.parent for output in plan.outputs}:
         remove_stale_partials(folder)
     threads = default_threads() if config.num_threads is None else config.num_threads
@@ -321,54 +316,6 @@ def _write_all(
             rate = number / (last_logged - started)
             total = len(plan.outputs)
             console.progress(number, total, f"{number}/{total} images, {rate:.2f} images/s")
-
-
-def _load(config: TranslateConfig, console: Console) -> tuple[Translator, str]:
-    """Load the generator that ``config`` selects, and return its translator and a summary to print."""
-    device = resolve_device(RunConfig(device=config.device))
-    resolve_precision(config.precision, device, compiled=False)  # raises if the device lacks bf16
-    if config.check and device.type == "cuda" and not has_bf16(device):
-        raise UserError("check: this GPU does not support bf16, so there is nothing to compare with fp32")
-    require_impl(config.impl, device)
-    file = find_weights(config.weights, config.direction, config.epoch, config.ema)
-    net = load_generator(file, impl=config.impl, key=config.key)
-    require_file_channels(net)
-    if config.no_dropout:
-        without_dropout(net)
-    net = network_to_call(net, device, config.eval)
-    compiled = config.compile and _can_compile(net, device, console)
-    precision, why = str(config.precision), ""
-    if precision == "auto":
-        precision, why = choose_precision(net, device, compiled)
-    seed = _seed(config, file)
-    translator = Translator(net, device, precision, console.log, compiled=compiled, seed=seed)
-    mode = describe_mode(net)
-    return translator, f"with {file} on {device} in {precision}{f' ({why})' if why else ''}{mode}"
-
-
-def _seed(config: TranslateConfig, file: Path) -> int:
-    """Return the seed of the masks: the one that is asked for, or that of the run that wrote ``file``."""
-    if config.seed is not None:
-        return config.seed
-    run = config_beside(file)
-    return 0 if run is None else run.run.seed
-
-
-def _can_compile(net: nn.Module, device: torch.device, console: Console) -> bool:
-    """Return whether torch.compile can compile ``net``. Prints the reason if it cannot."""
-    problem = "the kernels compute the network" if computed_by(net) == "triton" else why_not_compiled(device)
-    if has_masks(net):
-        problem = (
-            "the masks of dropout depend on the names of the images (--no_dropout or --eval turn it off)"
-        )
-    if problem:
-        console.log(f"--compile: {problem}; images are translated uncompiled")
-    else:
-        console.log(
-            "--compile: the first image of each size includes compilation, which takes up to a minute; later"
-            " runs use the cache"
-        )
-    return not problem
 
 
 def _fit(config: TranslateConfig, translator: Translator) -> Fit:

@@ -52,21 +52,28 @@ def _typed(name: str, value: str, hint: Any) -> Any:
         return None
     if any(get_origin(kind) is tuple for kind in kinds):  # other arguments can follow
         return value
-    for kind in kinds:
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise UserError(f"--{name} must be one of {choices}, got {described(value)}")
-    return _number(name, value, kinds)
+    literals = [kind for kind in kinds if get_origin(kind) is Literal]
+    choices = [choice for kind in literals for choice in get_args(kind)]
+    if value in choices:
+        return value
+    if choices and not {int, float} & set(kinds):
+        listed = ", ".join(map(str, choices))
+        raise UserError(f"--{name} must be one of {listed}, got {described(value)}")
+    return _number(name, value, kinds, choices)
 
 
-def _number(name: str, value: str, kinds: tuple[Any, ...]) -> Any:
-    """Return ``value`` as a number if ``kinds`` contains int or float, otherwise as it is."""
+def _number(name: str, value: str, kinds: tuple[Any, ...], choices: Sequence[Any]) -> Any:
+    """Return ``value`` as a number if ``kinds`` contains int or float, otherwise as it is.
+
+    ``choices`` are the words that are possible too.
+    """
     for kind, wanted in ((int, "an integer"), (float, "a number")):
         if kind in kinds:
             try:
                 return kind(value)
             except ValueError:
-                raise UserError(f"--{name} must be {wanted}, got {described(value)}") from None
+                words = "".join(f" or {choice}" for choice in choices)
+                raise UserError(f"--{name} must be {wanted}{words}, got {described(value)}") from None
     return value
 
 

@@ -172,7 +172,7 @@ def test_without_a_compiler_images_are_translated_uncompiled(
     net: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "fastcyclegan.inference.translate_folder.why_not_compiled", lambda device: "no C++ compiler found"
+        "fastcyclegan.inference.load_translator.why_not_compiled", lambda device: "no C++ compiler found"
     )
     assert _translated(tmp_path, net, "--compile", "--precision", "fp32") == 0
     assert "--compile: no C++ compiler found; images are translated uncompiled" in capsys.readouterr().out

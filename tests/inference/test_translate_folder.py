@@ -385,7 +385,7 @@ def test_failed_writes_are_errors(
         {"batch_size": None},
         {"batch_size": math.nan},
         {"device": "tpu"},
-        {"epoch": "best"},
+        {"epoch": "first"},
     ],
 )
 def test_invalid_settings_are_rejected(change: dict[str, object]) -> None:
@@ -472,7 +472,7 @@ def test_compile_without_a_compiler_is_reported_and_images_are_translated(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "fastcyclegan.inference.translate_folder.why_not_compiled", lambda device: "no C++ compiler found"
+        "fastcyclegan.inference.load_translator.why_not_compiled", lambda device: "no C++ compiler found"
     )
     monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("it was compiled"))
     write_images(tmp_path / "in", 1, size=(16, 16))
@@ -491,7 +491,7 @@ def test_compile_compiles_the_network(
         calls.append(options)
         return net
 
-    monkeypatch.setattr("fastcyclegan.inference.translate_folder.why_not_compiled", lambda device: "")
+    monkeypatch.setattr("fastcyclegan.inference.load_translator.why_not_compiled", lambda device: "")
     monkeypatch.setattr("torch.compile", compiled)
     write_images(tmp_path / "in", 1, size=(16, 16))
     assert translated_by_the_program(weights, tmp_path, "--compile", "--check", "--precision", "fp32") == 0
