@@ -24,6 +24,7 @@ from fastcyclegan.recipes.registry import recipe_class
 from fastcyclegan.settings.checks import is_folder_name
 from fastcyclegan.settings.data import FIXED_SIZE, DataConfig, Direction, Layout, Preprocess
 from fastcyclegan.settings.engine import EngineConfig
+from fastcyclegan.settings.evaluation import EvaluationConfig
 from fastcyclegan.settings.finetune import FinetuneConfig
 from fastcyclegan.settings.networks import ModelConfig
 from fastcyclegan.settings.optim import OptimConfig
@@ -35,6 +36,7 @@ __all__ = [
     "DataConfig",
     "Direction",
     "EngineConfig",
+    "EvaluationConfig",
     "FinetuneConfig",
     "Layout",
     "LossConfig",
@@ -68,6 +70,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -145,7 +148,7 @@ def to_dict(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 # The groups that are missing from configurations saved by older versions.
-LATER = ("engine", "finetune")
+LATER = ("engine", "finetune", "evaluation")
 
 
 def from_dict(saved: Mapping[str, Mapping[str, Any]]) -> TrainConfig:

@@ -13,6 +13,7 @@ import pytest
 from fastcyclegan import reference as ref
 from fastcyclegan.config import (
     DataConfig,
+    EvaluationConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -24,6 +25,8 @@ from fastcyclegan.config import (
 )
 from fastcyclegan.errors import UserError
 from fastcyclegan.recipes.cyclegan import AUGMENTATIONS, CycleGANRecipe
+from fastcyclegan.settings.metrics import MetricConfig
+from fastcyclegan.training.run import with_absolute_paths
 from tests.files.altered_values import NOT_JSON, PLAIN, altered, nested
 
 BAD: list[tuple[str, Callable[[], object]]] = [
@@ -110,7 +113,24 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     ("device must be auto", lambda: RunConfig(device="gpu")),
     ("gpu_ids must be one number", lambda: RunConfig(gpu_ids="0,1")),
     ("both set the device", lambda: RunConfig(gpu_ids="0", device="cpu")),
-    ("epoch must be latest", lambda: RunConfig(epoch="best", continue_train=True)),
+    ("epoch must be latest", lambda: RunConfig(epoch="worst", continue_train=True)),
+    ("eval_every must be a number of epochs", lambda: EvaluationConfig(eval_every="0")),
+    ("or of iterations, such as 2000it, got '5 it'", lambda: EvaluationConfig(eval_every="5 it")),
+    ("got '-1it'", lambda: EvaluationConfig(eval_every="-1it")),
+    ("eval_every must be str or NoneType, got True", lambda: EvaluationConfig(eval_every=True)),
+    ("eval_share must be above 0, got 0.0", lambda: EvaluationConfig(eval_metric="l1", eval_share=0.0)),
+    ("eval_share must be at most 0.5, got 0.6", lambda: EvaluationConfig(eval_metric="l1", eval_share=0.6)),
+    ("eval_share must be finite", lambda: EvaluationConfig(eval_metric="l1", eval_share=float("nan"))),
+    ("patience must be at least 1, got 0", lambda: EvaluationConfig(eval_metric="l1", patience=0)),
+    ("eval_metric must be fid or kid", lambda: EvaluationConfig(eval_metric="is")),
+    (
+        "eval_features_size must be at least 8, got 3",
+        lambda: EvaluationConfig(eval_metric="fid", eval_features_size=3),
+    ),
+    (
+        "eval_feature_weights are those of vgg16, but features is inception",
+        lambda: EvaluationConfig(eval_metric="fid", eval_feature_weights=Path("w.pth")),
+    ),
     ("crop_size 254 is not a multiple of 4", lambda: TrainConfig(data=DataConfig(crop_size=254))),
     (
         "crop_size 260 is not a multiple of 256",
@@ -203,7 +223,7 @@ def test_json_round_trip() -> None:
     assert from_dict(to_dict(config)) == config
     older = to_dict(config)
     del older["data"]["cache"], older["run"]["keep_samples"], older["run"]["keep_epochs"]
-    del older["model"]["downsample"]
+    del older["model"]["downsample"], older["evaluation"]
     assert from_dict(older) == config
     for nonsense in ({}, [], {"data": 3}):
         with pytest.raises(
@@ -288,6 +308,8 @@ def is_refused(saved: Any) -> bool:
     for group, settings in to_dict(config).items():
         for name, value in saved.get(group, {}).items():
             is_path = name in ("dataroot", "data_A", "data_B", "checkpoints_dir")
+            if name == "eval_every" and type(value) is int:  # a number of epochs can be one in JSON
+                value = str(value)
             assert settings[name] == (str(Path(value)) if is_path and value else value)
     return False
 
@@ -315,3 +337,32 @@ def test_builtin_preset_is_a_valid_configuration() -> None:
     config = with_changes(TrainConfig(), CycleGANRecipe.builtin)
     assert config.data.is_builtin
     assert not DataConfig(dataroot=Path("x")).is_builtin
+
+
+def test_evaluations_are_every_n_epochs_or_iterations_or_a_share_of_the_time() -> None:
+    assert EvaluationConfig(eval_every="5").every == (5, False)
+    assert EvaluationConfig(eval_every="2000it").every == (2000, True)
+    assert EvaluationConfig(eval_every=5) == EvaluationConfig(eval_every="5")  # type: ignore[arg-type]
+    assert EvaluationConfig(eval_metric="l1").every is None
+    assert EvaluationConfig(eval_metric="l1").asks
+    assert not EvaluationConfig().asks
+
+
+def test_the_settings_of_evaluations_are_those_of_their_metrics() -> None:
+    features = {"eval_features": "vgg16", "eval_features_size": "none", "eval_feature_weights": Path("w")}
+    others = {"eval_resize": "legacy", "eval_lpips_net": "vgg16", "eval_lpips_weights": Path("l")}
+    metric = EvaluationConfig(eval_every="1", **features, **others).metric_config()
+    assert metric == MetricConfig("vgg16", "none", Path("w"), "legacy", "vgg16", Path("l"))
+
+
+def test_evaluations_are_saved_with_absolute_paths() -> None:
+    files = {"eval_feature_weights": Path("w.pth"), "eval_lpips_weights": Path("l.pth")}
+    config = TrainConfig(
+        evaluation=EvaluationConfig(eval_metric="fid", eval_features="vgg16", **files)  # type: ignore[arg-type]
+    )
+    saved = with_absolute_paths(config).evaluation
+    assert (saved.eval_features, saved.eval_feature_weights) == ("vgg16", Path("w.pth").absolute())
+    assert saved.eval_lpips_weights == Path("l.pth").absolute()
+    other = TrainConfig(evaluation=EvaluationConfig(eval_metric="fid", eval_features="f.pt"))
+    assert with_absolute_paths(other).evaluation.eval_features == str(Path("f.pt").absolute())
+    assert from_dict(to_dict(with_absolute_paths(config))) == with_absolute_paths(config)

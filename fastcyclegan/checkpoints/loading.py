@@ -121,7 +121,9 @@ def find_weights(weights: Path, direction: Direction | None, epoch: str, ema: bo
     if file.exists():
         require_whole(weights, epoch, is_running=(weights / LOCK).exists())
         return file
-    if ema and weights_file(weights, epoch, name).exists():
+    run = read_config(weights)
+    has_averages = isinstance(run, TrainConfig) and run.optim.ema > 0
+    if ema and not has_averages and weights_file(weights, epoch, name).exists():
         raise UserError(f"{file}: no such file: {weights} was not trained with ema")
     epochs = saved_epochs(weights)
     available = listed(epochs, "epochs") if epochs else "none"

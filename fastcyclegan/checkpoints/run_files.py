@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.config import TrainConfig, from_dict, to_dict
-from fastcyclegan.errors import UserError, one_line
+from fastcyclegan.errors import UserError, one_line, shortened
 from fastcyclegan.files.json_file import read_json
 from fastcyclegan.recipes.recipe import Recipe
-from fastcyclegan.tensor_files import load_tensors, save_tensors, shortened, write_atomically
+from fastcyclegan.tensor_files import load_tensors, save_tensors, write_atomically
 
 CONFIG = "config.json"
 STATE = "state.pt"
@@ -27,6 +27,10 @@ PREVIOUS = "previous_state.pt"
 """The last state that was followed by iterations with normal losses."""
 LOCK = ".lock"
 """The file that a process locks while it writes to the folder of a run."""
+BEST = "best.json"
+"""What is known of the best weights of a run that was evaluated: the iteration, metrics and protocol."""
+DATASET = "dataset"
+"""The folder of the built-in images of a run."""
 
 
 _OFFICIAL_GENERATORS = ("G", "G_A", "G_B")
@@ -166,6 +170,8 @@ def saved_epochs(run: Path) -> list[str]:
         if match is None or match[2] not in generators:
             continue
         label = match[1]
+        if label.startswith("next_"):  # being written, in place of another set
+            continue
         if label.isdigit():
             numbers.add(label)
         else:

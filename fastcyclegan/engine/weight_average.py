@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,22 @@ class WeightAverage:
                     average.copy_(value)
         if averages:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Let the networks have the averages as their weights in the body, and their own again after it."""
+        current = {name: _cloned(net.state_dict()) for name, net in self.nets.items()}
+        try:
+            self._copy(self.weights)
+            yield
+        finally:
+            self._copy(current)
+
+    def _copy(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Copy ``weights`` to the networks."""
+        for name, net in self.nets.items():
+            for key, value in net.state_dict().items():
+                value.copy_(weights[name][key])
 
     def restart(self) -> None:
         """Reset the averages to the current weights."""

@@ -26,6 +26,7 @@ from fastcyclegan.recipes.pix2pix import Pix2PixRecipe
 from fastcyclegan.recipes.recipe import Recipe
 from fastcyclegan.settings.data import DataConfig, Direction, Layout
 from fastcyclegan.settings.engine import EngineConfig
+from fastcyclegan.settings.evaluation import EvaluationConfig
 from fastcyclegan.settings.finetune import FinetuneConfig
 from fastcyclegan.settings.optim import OptimConfig
 from fastcyclegan.settings.recipe import LossSettings, ModelSettings
@@ -39,6 +40,7 @@ OF_ALL: Mapping[str, type] = {
     "run": RunConfig,
     "engine": EngineConfig,
     "finetune": FinetuneConfig,
+    "evaluation": EvaluationConfig,
 }
 """The groups of settings that all recipes have."""
 BUILT_IN: tuple[type[Recipe], ...] = (CycleGANRecipe, Pix2PixRecipe)

@@ -25,8 +25,8 @@ class RunConfig:
     continue_train: bool = False
     #: Replace the run named by --name if it exists.
     overwrite: bool = False
-    #: With --continue_train, start from the *_net_*.pth files of this epoch (5, iter_1000, ...) instead of
-    #: the saved state. latest: start from such files only if there is no state. previous: resume from the
+    #: With --continue_train, start from the *_net_*.pth files of this epoch (5, iter_1000, best, ...) instead
+    #: of the saved state. latest: start from such files only if there is no state. previous: resume from the
     #: state before the last one, in case the run diverged.
     epoch: str = "latest"
     #: Compile the networks with torch.compile.
@@ -79,9 +79,9 @@ class RunConfig:
             raise UserError("--continue_train and --overwrite contradict each other")
         if self.epoch != "latest" and not self.continue_train:
             raise UserError("--epoch needs --continue_train")
-        if not re.fullmatch(r"latest|previous|(iter_)?[0-9]{1,18}", self.epoch):
+        if not re.fullmatch(r"latest|previous|best|(iter_)?[0-9]{1,18}", self.epoch):
             raise UserError(
-                f"epoch must be latest, previous, a number or iter_N, got {described(self.epoch)}"
+                f"epoch must be latest, previous, best, a number or iter_N, got {described(self.epoch)}"
             )
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", self.device):
             raise UserError(f"device must be auto, cpu, cuda, cuda:N or mps, got {described(self.device)}")

@@ -3,5 +3,8 @@
 Code that runs before, between or after iterations belongs here. A single iteration belongs to the engine, and
 its losses to the recipe. Code that names and reads weight files is in ``checkpoints/``.
 
-Uses ``engine``, ``recipes``, ``data``, ``checkpoints``, ``nn``, ``config``, ``tensor_files`` and ``files``.
+What evaluates a run while it trains is here too; the metrics themselves are in ``metrics``.
+
+Uses ``engine``, ``recipes``, ``data``, ``metrics``, ``checkpoints``, ``nn``, ``config``, ``settings``,
+``tensor_files`` and ``files``.
 """

@@ -158,7 +158,7 @@ def _copies(run: Run) -> tuple[int, bool]:
     The copies of ``--save_by_iter`` are not included if their number depends on the time.
     """
     options, per_epoch = run.config.run, run.plan.iterations_per_epoch
-    copies, counted = 1, True
+    copies, counted = 1 if run.evaluation is None else 3, True
     if options.save_epoch_freq:
         every = options.save_epoch_freq * per_epoch
         copies += _at_most(run.last // every - run.first // every, options.keep_epochs)

@@ -18,6 +18,8 @@ _REPLACES = {
     "data": ("dataroot", "data_A", "data_B", "direction"),
     "device": ("gpu_ids",),
     "gpu_ids": ("device",),
+    "eval_every": ("eval_share",),
+    "eval_share": ("eval_every",),
 }
 
 
@@ -40,6 +42,13 @@ def require_effect(config: TrainConfig, given: Mapping[str, Any]) -> None:
     """Raise UserError if a setting in ``given`` has no effect with ``config``; a saved one may have none."""
     if given.get("wandb_project_name") is not None and not config.run.use_wandb:
         raise UserError("--wandb_project_name needs --use_wandb")
+    options = config.evaluation
+    for setting in dataclasses.fields(options):
+        name = setting.name
+        if not options.asks and not _is_none(given.get(name)):
+            raise UserError(f"--{name} needs --eval_every or --eval_metric")
+    if options.eval_every is not None and not _is_none(given.get("eval_share")):
+        raise UserError("--eval_share has no effect with --eval_every, which says how often")
 
 
 def _is_none(value: Any) -> bool:

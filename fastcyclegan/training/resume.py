@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints import loading, run_files
+from fastcyclegan.checkpoints.run_files import DATASET
 from fastcyclegan.checkpoints.weight_sets import read_sets, require_whole
 from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
@@ -13,7 +14,7 @@ from fastcyclegan.data.tensor_loader import TensorLoader
 from fastcyclegan.errors import UserError
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run import TENSORS, Run
-from fastcyclegan.training.run_folder import DATASET, resume_command
+from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.state_schema import Expected, Size, check_settings, check_state
 from fastcyclegan.training.state_writer import restore_previous
 
@@ -128,7 +129,10 @@ def state_file(folder: Path, epoch: str) -> Path | None:
 
 def has_weights(folder: Path, epoch: str) -> bool:
     """Return whether a run in ``folder`` resumes from its own weights, rather than from the beginning."""
-    return epoch != "latest" or state_file(folder, epoch) is not None or bool(run_files.saved_epochs(folder))
+    if epoch != "latest" or state_file(folder, epoch) is not None:
+        return True
+    # The best weights are kept before the first state is saved, and the run makes them again.
+    return any(label != "best" for label in run_files.saved_epochs(folder))
 
 
 def _start_from_weights(run: Run, folder: Path, log: Log) -> None:

@@ -22,8 +22,10 @@ from fastcyclegan.files.schema import MisfitError, Rule, unchecked
 from fastcyclegan.files.tensor_rules import like
 from fastcyclegan.nn.as_trained import mask_keys
 from fastcyclegan.recipes.recipe import Recipe, RecipeError
+from fastcyclegan.settings.metrics import NAMED_FEATURES
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.frozen import frozen_networks
+from fastcyclegan.training.run_evaluation import RunEvaluation
 from fastcyclegan.training.run_lock import RunLock
 from fastcyclegan.training.tracker import Trackers
 
@@ -60,6 +62,8 @@ class Run:
     origins: dict[str, str] = field(default_factory=dict)
     """Where the initial weights of each network come from, if any are those of a file."""
     trackers: Trackers = field(default_factory=Trackers)
+    evaluation: RunEvaluation | None = None
+    """What measures the weights, if the run is to be evaluated."""
     carried: Rule | None = None
     """The form that what the recipe carries had at the start, as a rule."""
     random_state: dict[str, Tensor | None] | None = None
@@ -188,6 +192,15 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     if finetune.init_from is not None:
         init_from = tuple(file.absolute() for file in finetune.init_from)
         finetune = dataclasses.replace(finetune, init_from=init_from)
+    evaluation = config.evaluation
+    if evaluation.eval_features not in NAMED_FEATURES:
+        features = str(Path(evaluation.eval_features).absolute())
+        evaluation = dataclasses.replace(evaluation, eval_features=features)
+    for name in ("eval_feature_weights", "eval_lpips_weights"):
+        file = getattr(evaluation, name)
+        if file is not None:
+            evaluation = dataclasses.replace(evaluation, **{name: file.absolute()})
     if finetune.init_from_B is not None:
         finetune = dataclasses.replace(finetune, init_from_B=finetune.init_from_B.absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes), finetune=finetune)
+    data = dataclasses.replace(data, **changes)
+    return dataclasses.replace(config, data=data, finetune=finetune, evaluation=evaluation)

@@ -10,17 +10,15 @@ from pathlib import Path
 
 from fastcyclegan.checkpoints import run_files
 from fastcyclegan.checkpoints.architecture import listed
-from fastcyclegan.checkpoints.run_files import CONFIG, LOCK, PREVIOUS, STATE
-from fastcyclegan.checkpoints.weight_sets import SETS
+from fastcyclegan.checkpoints.run_files import BEST, CONFIG, DATASET, LOCK, PREVIOUS, STATE
+from fastcyclegan.checkpoints.weight_sets import NEXT, SETS
 from fastcyclegan.config import RunConfig, TrainConfig
 from fastcyclegan.data.loader import Log
 from fastcyclegan.errors import UserError, printable, system_reason
 from fastcyclegan.tensor_files import fitting_name
 from fastcyclegan.training.run_lock import RunLock
-from fastcyclegan.training.run_report import CURVES, PAGE, REPLACED, STATS
+from fastcyclegan.training.run_report import CURVES, EVALUATIONS, PAGE, REPLACED, STATS
 from fastcyclegan.training.wandb_tracker import FILES, ID
-
-DATASET = "dataset"
 
 
 def _stem(config: TrainConfig) -> str:
@@ -69,11 +67,11 @@ def _remove_run(folder: Path) -> None:
     """
     for name in ("samples", "tensorboard", FILES, DATASET):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for replaced in folder.glob(f"{REPLACED}*"):
+    for replaced in (*folder.glob(f"{REPLACED}*"), *folder.glob("replaced-best*")):
         shutil.rmtree(replaced, ignore_errors=True)
     for file in folder.glob("*_net_*.pth"):
         file.unlink()
-    for name in (SETS, STATE, PREVIOUS, STATS, PAGE, CURVES, ID, CONFIG):
+    for name in (SETS, STATE, PREVIOUS, STATS, PAGE, CURVES, EVALUATIONS, BEST, f"{NEXT}{BEST}", ID, CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 

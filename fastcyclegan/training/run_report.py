@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from fastcyclegan.tensor_files import write_atomically
+from fastcyclegan.training.evaluation_history import PROTOCOL, History
+from fastcyclegan.training.evaluation_page import draw_evaluations, section
 from fastcyclegan.training.safe_write import append, naming
 from fastcyclegan.training.sample_page import SamplePage
 from fastcyclegan.training.thinned import Thinned
-from fastcyclegan.training.tracker import scalars_of
+from fastcyclegan.training.tracker import scalars_of, scalars_of_evaluation
 
 if TYPE_CHECKING:
     from fastcyclegan.training.events import EventFile
@@ -29,6 +31,7 @@ PAGE = "index.html"
 SAMPLES = "samples"
 STATS = "stats.jsonl"
 CURVES = "losses.png"
+EVALUATIONS = "evaluations.png"
 EVENTS = "tensorboard"
 REPLACED = "replaced-after-iteration-"
 """Beginning of the name of a folder with the records and grids of a run before it went back."""
@@ -54,7 +57,7 @@ def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
             yield line, record
 
 
-def _new_folder(run: Path, name: str) -> Path:
+def new_folder(run: Path, name: str) -> Path:
     """Return a folder in ``run`` that does not exist: ``name``, or that with a number."""
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return next(run / each for each in itertools.chain([name], numbered) if not (run / each).exists())
@@ -116,7 +119,7 @@ pre{{background:#f4f4f4;padding:1em;overflow:auto}}
 .newest-first{{display:flex;flex-direction:column-reverse;align-items:flex-start}}
 </style>
 </head><body><h1>{name}</h1>
-{curves}
+{evaluations}{curves}
 <details><summary>Configuration</summary><pre>{config}</pre></details>
 """
 
@@ -147,17 +150,18 @@ class Report:
         """Where later records and grids are now, if there were any."""
         self.moved_records = 0
         if keep_later and resume_at is not None:
-            self.replaced = _new_folder(run, f"{REPLACED}{resume_at}")
+            self.replaced = new_folder(run, f"{REPLACED}{resume_at}")
         self.losses = tuple(itertools.chain.from_iterable(panels.values()))
         self.missing: list[str] = []
         self.can_draw = self._has("matplotlib")
         self.thinned = Thinned(("iteration", *self.losses))
         self.drawn = 0
-        self.last_recorded = -1
+        self.last_recorded = self.last_evaluated = -1
+        self.name, self.config = name, config
         with naming(run / STATS):
             self._read_stats(resume_at)
         later = None if self.replaced is None else self.replaced / SAMPLES
-        self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(name, config), keep, resume_at, later)
+        self.page = SamplePage(run / SAMPLES, run / PAGE, self._head(), keep, resume_at, later)
         self.events = self._open_events(resume_at)
 
     @property
@@ -165,12 +169,13 @@ class Report:
         """The iterations of the sample grids that are kept."""
         return self.page.kept
 
-    def _head(self, name: str, config: Mapping[str, Any]) -> str:
-        """Return the start of the page."""
-        curves, settings = "", html.escape(json.dumps(config, indent=2))
+    def _head(self, evaluations: str = "") -> str:
+        """Return the start of the page, with the HTML of its ``evaluations``."""
+        curves, settings = "", html.escape(json.dumps(self.config, indent=2))
         if self.can_draw:
             curves = f'<p><img src="{CURVES}" alt="loss curves" style="image-rendering:auto"></p>'
-        return _HEAD.format(name=html.escape(name), curves=curves, config=settings)
+        name = html.escape(self.name)
+        return _HEAD.format(name=name, evaluations=evaluations, curves=curves, config=settings)
 
     def _has(self, module: str) -> bool:
         try:
@@ -207,6 +212,9 @@ class Report:
 
     def _count(self, record: Mapping[str, Any]) -> None:
         """Take note of a record that is in stats.jsonl."""
+        if PROTOCOL in record:
+            self.last_evaluated = max(self.last_evaluated, record["iteration"])
+            return
         self.thinned.add(record)
         self.last_recorded = max(self.last_recorded, record["iteration"])
 
@@ -217,12 +225,29 @@ class Report:
         """
         if record["iteration"] <= self.last_recorded:
             return
+        self._append(record)
+        if self.events is not None:
+            self.events.add_scalars(record["iteration"], scalars_of(record, self.losses))
+
+    def _append(self, record: Mapping[str, Any]) -> None:
         file = self.run / STATS
         with naming(file), file.open("ab", buffering=0) as stream:
             append(stream, (json.dumps(record) + "\n").encode())
         self._count(record)
-        if self.events is not None:
-            self.events.add_scalars(record["iteration"], scalars_of(record, self.losses))
+
+    def add_evaluations(self, history: History) -> None:
+        """Append the records of ``history`` that are not in stats.jsonl yet, and show all on the page."""
+        for record in history.records:
+            if record["iteration"] > self.last_evaluated:
+                self._append({**record, PROTOCOL: history.protocol})
+                if self.events is not None:
+                    self.events.add_scalars(record["iteration"], scalars_of_evaluation(record))
+        if not history.records:
+            return
+        if self.can_draw:
+            with naming(self.run / EVALUATIONS):
+                draw_evaluations(history, self.run / EVALUATIONS)
+        self.page.show(self._head(section(history, EVALUATIONS if self.can_draw else None)))
 
     def add_samples(self, iteration: int, grid: Image.Image) -> Path:
         """Write a sample grid, show it on the page and redraw the curves. Return the grid's path."""

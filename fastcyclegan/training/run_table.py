@@ -22,6 +22,7 @@ def describe_run(run: Run) -> dict[str, str]:
         **recipe.rows(),
         "learning rate": _learning_rate(run.config, run.batch),
         **run.engine.describe(),
+        **_evaluation(run),
         **_disk(run),
         **_trackers(run),
     }
@@ -29,6 +30,12 @@ def describe_run(run: Run) -> dict[str, str]:
 
 def _weights_row(run: Run) -> dict[str, str]:
     return {"weights": described(run.origins)} if run.origins else {}
+
+
+def _evaluation(run: Run) -> dict[str, str]:
+    if run.evaluation is None:
+        return {}
+    return {"evaluation": run.evaluation.describe()}
 
 
 def _disk(run: Run) -> dict[str, str]:

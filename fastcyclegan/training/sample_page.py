@@ -94,6 +94,11 @@ class SamplePage:
         self._update([])
         return file
 
+    def show(self, head: str) -> None:
+        """Write the page with another start."""
+        self.head = head
+        self._update([])
+
     def _update(self, surplus: list[int]) -> None:
         """Write the page, and remove the grids ``surplus`` and those that exceed the limit."""
         while len(self.kept) > self.keep:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcyclegan.checkpoints import run_files
+from fastcyclegan.checkpoints.run_files import DATASET
 from fastcyclegan.config import DataConfig, TrainConfig, to_dict
 from fastcyclegan.data import builtin
 from fastcyclegan.data.background import Stopping, never
@@ -41,7 +42,8 @@ from fastcyclegan.training.given_networks import require_trainable
 from fastcyclegan.training.initial_weights import sources, start_from_files
 from fastcyclegan.training.resume import has_weights, require_builtin_images, restore_state, resume
 from fastcyclegan.training.run import Run, with_absolute_paths
-from fastcyclegan.training.run_folder import DATASET, RunFolder
+from fastcyclegan.training.run_evaluation import RunEvaluation
+from fastcyclegan.training.run_folder import RunFolder
 from fastcyclegan.training.run_table import describe_run
 from fastcyclegan.training.tracker import Tracker, Trackers
 from fastcyclegan.training.wandb_tracker import WandbTracker, import_wandb
@@ -157,6 +159,7 @@ def _start(
         choice = choose(config.data.loader, device, config.data.num_threads)
     check_cache(config.data.cache, device)
     reporter.check()
+    evaluation = _evaluation(config, device, overrides, reporter)
     torch.manual_seed(config.run.seed)
     _check_engine(config, device)
     nets, origins = _initial_networks(config, folder, overrides)
@@ -165,11 +168,11 @@ def _start(
     if choice is None:
         loaded = _load_tensors(config, folder, device, overrides)
     else:
-        loaded = _load(config, folder, choice, device, reporter)
+        loaded = _load(config, folder, choice, device, reporter, evaluation)
     if folder is not None:
         config = folder.named(config)
     run = _new_run(config, folder, loaded, choice, engine)
-    run.origins, run.trackers = origins, Trackers(overrides.trackers)
+    run.origins, run.trackers, run.evaluation = origins, Trackers(overrides.trackers), evaluation
     _log_deviations(config, run.data, run.plan, device, problem, reporter.log)
     run.table = _table(run)
     reporter.check()
@@ -179,6 +182,20 @@ def _start(
     reporter.check()
     _open_records(run, reporter.log)
     return run
+
+
+def _evaluation(
+    config: TrainConfig, device: torch.device, overrides: Overrides, reporter: _Reporter
+) -> RunEvaluation | None:
+    """Return what evaluates the run, with the networks of its metrics, if it is to be evaluated."""
+    if not config.evaluation.asks:
+        return None
+    if overrides.loaders is not None:
+        raise UserError(
+            "--eval_every and --eval_metric need images in files; with loaders, call the model's evaluate in"
+            " a callback"
+        )
+    return RunEvaluation(config, device, reporter.log)
 
 
 def _new_run(
@@ -373,7 +390,12 @@ def _load_tensors(
 
 
 def _load(
-    config: TrainConfig, folder: RunFolder | None, choice: Choice, device: torch.device, reporter: _Reporter
+    config: TrainConfig,
+    folder: RunFolder | None,
+    choice: Choice,
+    device: torch.device,
+    reporter: _Reporter,
+    evaluation: RunEvaluation | None,
 ) -> Loaded:
     """Find and check the images, create their loader and open the run's folder.
 
@@ -390,6 +412,8 @@ def _load(
         if data.max_dataset_size is not None:
             count = min(count, data.max_dataset_size)
         _require_long_enough(config, _plan(config, recipe, count, count))
+        if evaluation is not None:
+            evaluation.require_builtin()
         folder.open()
         _draw_builtin_images(folder.path / DATASET, config, reporter)
         data = dataclasses.replace(data, dataroot=folder.path / DATASET)
@@ -402,6 +426,8 @@ def _load(
         _protect(folder.path, paths, "the training images")
     plan = _plan(config, recipe, len(images.train_A), len(images.train_B))
     _require_long_enough(config, plan)
+    if evaluation is not None:
+        evaluation.use(images, data, required)
     loader = make_loader(choice, sources, plan, device, data, reporter.log, stopping=reporter.stopping)
     if folder is not None and not config.data.is_builtin:
         folder.open()

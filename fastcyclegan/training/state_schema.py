@@ -37,6 +37,7 @@ from fastcyclegan.files.schema import (
 )
 from fastcyclegan.files.tensor_rules import tensor
 from fastcyclegan.recipes.recipe import Recipe
+from fastcyclegan.training.evaluation_history import from_text
 from fastcyclegan.training.lr_schedule import PlateauSchedule
 from fastcyclegan.training.run import STATE_VERSION, TENSORS
 
@@ -290,8 +291,28 @@ def _loop(iteration: int) -> Rule:
 
     return record(
         {"schedule": schedule, "epoch_loss": number()},
-        {"losses": _losses(iteration), "unlogged": list_of(_log_record(iteration))},
+        {
+            "losses": _losses(iteration),
+            "unlogged": list_of(_log_record(iteration)),
+            "evaluations": _history(iteration),
+        },
     )
+
+
+def _history(iteration: int) -> Rule:
+    """Return the rule for the history of the evaluations until ``iteration``, as text."""
+
+    def check(value: Any, place: str) -> None:
+        try:
+            records = from_text(value).records
+        except MisfitError as misfit:
+            raise MisfitError(
+                joined(place, misfit.place) if misfit.place else place, misfit.problem
+            ) from None
+        if records:
+            whole(0, iteration)(records[-1]["iteration"], joined(place, "records"))
+
+    return check
 
 
 def _losses(iteration: int) -> Rule:

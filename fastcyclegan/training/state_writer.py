@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcyclegan.checkpoints.run_files import PREVIOUS, STATE
-from fastcyclegan.checkpoints.weight_sets import is_whole, remove_old_sets, write_set
+from fastcyclegan.checkpoints.weight_sets import is_whole, remove_old_sets, replace_set, write_set
 from fastcyclegan.errors import UserError, cannot_write
 from fastcyclegan.tensor_files import partial_of, save_tensors, tensors_in
 from fastcyclegan.training.run_lock import RunLock
@@ -79,16 +79,21 @@ class StateWriter:
         labels: tuple[str, ...],
         with_state: bool = True,
         keep_last: bool = False,
+        beside: Mapping[str, str] | None = None,
     ) -> None:
         """Start writing ``state`` (a copy on the CPU) to state.pt, and its networks to official files.
 
         One set of official files is written for each of ``labels``, with running averages of networks if the
         state contains them. If ``with_state`` is false, state.pt is not written. If ``keep_last`` is true,
-        the state that is replaced becomes the previous state.
+        the state that is replaced becomes the previous state. ``beside`` is as in
+        ``replace_set``, which then writes the set.
         """
         self.wait()
         self.thread = threading.Thread(
-            target=self._write, args=(state, labels, with_state, keep_last), name="state-writer", daemon=True
+            target=self._write,
+            args=(state, labels, with_state, keep_last, beside),
+            name="state-writer",
+            daemon=True,
         )
         self.thread.start()
 
@@ -106,7 +111,12 @@ class StateWriter:
         return True
 
     def _write(
-        self, state: dict[str, Any], labels: tuple[str, ...], with_state: bool, keep_last: bool
+        self,
+        state: dict[str, Any],
+        labels: tuple[str, ...],
+        with_state: bool,
+        keep_last: bool,
+        beside: Mapping[str, str] | None,
     ) -> None:
         iteration = state["iteration"]
         try:
@@ -119,7 +129,10 @@ class StateWriter:
             if with_state:
                 self._write_state(state, keep_last)
             for label in labels:
-                write_set(self.run, label, state, self.names)
+                if beside is None:
+                    write_set(self.run, label, state, self.names)
+                else:
+                    replace_set(self.run, label, state, self.names, beside)
             if self.keep is not None:
                 remove_old_sets(self.run, self.keep)
         except UnsavableError as error:

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from fastcyclegan.metrics.names import mean_of
+from fastcyclegan.training.evaluation_history import PREFIX
+
 _METHODS = ("add_scalars", "add_image", "close")
 
 
@@ -19,7 +22,10 @@ class Tracker(Protocol):
     """
 
     def add_scalars(self, iteration: int, scalars: Mapping[str, float]) -> None:
-        """Add the values of a log line: loss/NAME for each loss, lr and it/s."""
+        """Add the values of a log line: loss/NAME for each loss, lr and it/s.
+
+        Those of an evaluation are eval/NAME for each metric; that of KID is its mean.
+        """
 
     def add_image(self, iteration: int, name: str, image: Image.Image) -> None:
         """Add a sample grid, whose ``name`` is "samples"."""
@@ -53,6 +59,12 @@ def scalars_of(record: Mapping[str, Any], losses: Sequence[str]) -> dict[str, fl
     return scalars | {"lr": record["lr"], "it/s": record["it/s"]}
 
 
+def scalars_of_evaluation(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of an evaluation by the names of their curves."""
+    found = {name: value for name, value in record.items() if name.startswith(PREFIX)}
+    return {f"eval/{name.removeprefix(PREFIX)}": mean_of(value) for name, value in found.items()}
+
+
 class Trackers:
     """The trackers of a run, each of which gets everything that is added."""
 
@@ -74,6 +86,11 @@ class Trackers:
         scalars = scalars_of(record, losses)
         for tracker in self._trackers:
             tracker.add_scalars(record["iteration"], dict(scalars))  # a tracker may change its own
+
+    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Add the values of one evaluation."""
+        for tracker in self._trackers:
+            tracker.add_scalars(record["iteration"], scalars_of_evaluation(record))
 
     def add_image(self, iteration: int, name: str, image: Image.Image) -> None:
         for tracker in self._trackers:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcyclegan.checkpoints.run_files import PREVIOUS, saved_epochs
-from fastcyclegan.checkpoints.weight_sets import move_later_sets
+from fastcyclegan.checkpoints.run_files import BEST, PREVIOUS
+from fastcyclegan.checkpoints.weight_sets import complete_set, move_later_sets
 from fastcyclegan.config import TrainConfig, to_dict
 from fastcyclegan.console import Console
 from fastcyclegan.data.batch import Batch
@@ -28,9 +28,11 @@ from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.recipe import naming_recipe
 from fastcyclegan.tensor_files import to_cpu
 from fastcyclegan.training.disk import disk_warning
+from fastcyclegan.training.evaluations import LABEL, Evaluations
 from fastcyclegan.training.intervals import Interval
 from fastcyclegan.training.loss_watch import LossWatch
 from fastcyclegan.training.lr_schedule import Factor, make_schedule
+from fastcyclegan.training.resume import has_weights
 from fastcyclegan.training.run import Run
 from fastcyclegan.training.run_folder import resume_command
 from fastcyclegan.training.run_report import SAMPLE_ROWS, Report
@@ -55,6 +57,9 @@ class _NoReport:
     def add_samples(self, iteration: int, grid: Any) -> None:
         pass
 
+    def add_evaluations(self, history: Any) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -64,7 +69,8 @@ class Trainer:
 
     ``policy``, if given, replaces the configured learning rate policy; it is a function from the number of
     steps taken to a factor. ``on_tick`` is called with the values of each log line: iteration, epoch, every
-    loss, lr, it/s and images/s. ``requests`` are what signals request of the run.
+    loss, lr, it/s and images/s, and with those of each evaluation: iteration, epoch and eval_NAME for each
+    metric. ``requests`` are what signals request of the run.
     """
 
     def __init__(
@@ -103,6 +109,11 @@ class Trainer:
         self.state_interval = Interval(options.save_latest_freq, 300.0, share=0.01)
         self.writer: StateWriter | None = None
         self.report: Report | _NoReport = _NoReport()
+        self.evaluations: Evaluations | None = None
+        if run.evaluation is not None:
+            self.evaluations = Evaluations(run, run.evaluation, console.log)
+            for line in filter(None, [self.evaluations.warning()]):
+                console.log(line)
         run.loader.stopping = self.requests.stopping
         if run.folder is not None:
             self._open_files(run.folder)
@@ -123,6 +134,8 @@ class Trainer:
         """Create the run's files, or continue those of a run that is resumed."""
         run, options = self.run, self.run.config.run
         self.writer = StateWriter(folder, run.engine.recipe.official_names, options.keep_epochs, run.lock)
+        with naming(folder):
+            complete_set(folder, LABEL, (BEST,))
         resume_at = run.iteration if options.continue_train else None
         panels = run.engine.recipe.loss_panels
         name, keep = str(options.name), options.keep_samples
@@ -130,6 +143,8 @@ class Trainer:
         self.report = Report(folder, name, config, panels, resume_at, keep, keep_later=goes_back)
         moved_sets = 0 if self.report.replaced is None else self._move_weights(self.report.replaced)
         self._log_replaced(self.report, moved_sets)
+        if self.evaluations is not None:
+            self.evaluations.take_over(folder, self.report.replaced)
         if self.report.missing:
             self.console.log(
                 f"{' and '.join(self.report.missing)} not installed: loss curves need matplotlib, events need"
@@ -141,11 +156,14 @@ class Trainer:
             label = self._label(is_last=run.iteration >= run.last)
             if self.writer.write_missing(self.state(), label, with_state=not run.resumed_from_file):
                 self.console.log(f"wrote the weights of iteration {run.iteration}, which the folder lacked")
+        if self.evaluations is not None:
+            self.report.add_evaluations(self.evaluations.history)
 
     def _goes_back(self, folder: Path) -> bool:
         """Whether the run resumes from an earlier point than its last state, at the caller's request."""
         run = self.run
-        return run.config.run.epoch != "latest" or (not run.resumed_from_file and bool(saved_epochs(folder)))
+        epoch = run.config.run.epoch
+        return epoch != "latest" or (not run.resumed_from_file and has_weights(folder, epoch))
 
     def _move_weights(self, replaced: Path) -> int:
         """Move the weights that this run will write others in place of. Return the number of sets."""
@@ -190,6 +208,7 @@ class Trainer:
         writer = contextlib.nullcontext() if self.writer is None else contextlib.closing(self.writer)
         closing = run.trackers.closing()
         with naming_dead_workers(), writer, self._closing_report(), closing, contextlib.closing(batches):
+            self._catch_up()
             for batch in batches:
                 epoch, _ = run.plan.batch(run.iteration)
                 self.lr = self.schedule.lr(epoch)
@@ -204,9 +223,34 @@ class Trainer:
                     self.console.log(f"the generators train from iteration {run.iteration + 1} on")
                 with self._saving_first():
                     self._after_step(epoch, len(batch.samples))
-                if self.stop is not None:
+                if self.stop is not None or self.is_out_of_patience:
                     break
             self._finish()
+
+    def _catch_up(self) -> None:
+        """Evaluate the weights that an earlier process saved, but was stopped before it evaluated them."""
+        run, evaluations = self.run, self.evaluations
+        if evaluations is None or not evaluations.continues or run.iteration == run.first:
+            return
+        epoch, ends_epoch = run.plan.batch(run.iteration - 1)[0], self._ends_epoch
+        is_due = evaluations.options.every is not None and evaluations.due(epoch, ends_epoch=ends_epoch)
+        if not is_due and not (run.iteration >= run.last and evaluations.is_due_at_the_end):
+            return
+        with self._saving_first():
+            self._evaluate(evaluations, epoch)
+        if self.writer is not None and evaluations.is_evaluated:
+            self.writer.write(self.state(), (self._label(is_last=run.iteration >= run.last),))
+            self.writer.wait()
+
+    @property
+    def _ends_epoch(self) -> bool:
+        """Whether the current iteration is the last one of its epoch."""
+        return self.run.iteration % self.run.plan.iterations_per_epoch == 0
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the run ends early, because evaluations brought nothing better."""
+        return self.evaluations is not None and self.evaluations.is_exhausted
 
     @contextlib.contextmanager
     def _closing_report(self) -> Iterator[None]:
@@ -229,7 +273,7 @@ class Trainer:
         run = self.run
         batches = run.engine.uploading(run.loader.batches(run.iteration, run.last))
         with contextlib.closing(batches), contextlib.suppress(StoppedError):
-            while self.stop is None:
+            while self.stop is None and not self.is_out_of_patience:
                 with self._saving_first(), self._interruptible(), naming_dead_workers():
                     batch = next(batches, None)
                 if batch is None:
@@ -283,7 +327,7 @@ class Trainer:
         self.images_since_log += images
         for interval in (self.log_interval, self.samples_interval, self.state_interval):
             interval.count(images)
-        ends_epoch = run.iteration % run.plan.iterations_per_epoch == 0
+        ends_epoch = self._ends_epoch
         if self.log_interval.due or ends_epoch or len(self.pending) >= MAX_PENDING:
             self._flush()
         # The end of an epoch comes before anything else that can fail, because the state is saved if it does.
@@ -295,6 +339,8 @@ class Trainer:
             self._log(epoch)
         if self.draws and self.samples_interval.due:
             self._samples()
+        if self.evaluations is not None and self.evaluations.due(epoch, ends_epoch=ends_epoch):
+            self._evaluate(self.evaluations, epoch)
         if self.writer is None:
             return
         if self.requests.save:
@@ -406,11 +452,46 @@ class Trainer:
         """Write a permanent copy of the weights if one is due after ``epoch``."""
         every = self.run.config.run.save_epoch_freq
         if self.writer is not None and every and epoch % every == 0:
-            state = self.run.engine.state_dict()
-            snapshot = {"iteration": self.run.iteration, "optimizers": {}, "nets": to_cpu(state["nets"])}
-            if "ema" in state:
-                snapshot["ema"] = to_cpu(state["ema"])
-            self.writer.write(snapshot, (str(epoch),), with_state=False)
+            self.writer.write(self._weights(), (str(epoch),), with_state=False)
+
+    def _evaluate(self, evaluations: Evaluations, epoch: int) -> None:
+        """Evaluate the weights, and keep them if they are the best so far.
+
+        Nothing is evaluated if the run is asked to stop meanwhile, or if a network gives no numbers. Raises
+        UserError if the losses are none, either.
+        """
+        self._require_folder()
+        try:
+            with evaluations.timed():
+                record = self._measured(evaluations, epoch)
+        except StoppedError:
+            return  # the evaluation is made when the run is resumed
+        except NoNumbersError:
+            self._flush()
+            self.console.log(
+                "the networks give no numbers for the held-out images after iteration"
+                f" {self.run.iteration}, so they were not evaluated"
+            )
+            return
+        self.on_tick(record)
+
+    def _measured(self, evaluations: Evaluations, epoch: int) -> dict[str, Any]:
+        """Evaluate the weights, keep them if they are the best so far, and show the record in the report."""
+        record, is_best = evaluations.evaluate(epoch, self.requests.stopping)
+        if is_best and self.writer is not None:
+            beside = {BEST: evaluations.best_file()}
+            self.writer.write(self._weights(), (LABEL,), with_state=False, beside=beside)
+        self.report.add_evaluations(evaluations.history)
+        self.run.trackers.add_evaluation(record)
+        return record
+
+    def _weights(self) -> dict[str, Any]:
+        """Return a copy of the weights, and of their averages if there are some."""
+        state = self.run.engine.state_dict()
+        snapshot = {"iteration": self.run.iteration, "optimizers": {}, "nets": to_cpu(state["nets"])}
+        if "ema" in state:
+            snapshot["ema"] = to_cpu(state["ema"])
+        return snapshot
 
     def _label(self, *, is_last: bool) -> str:
         """Return the label under which the weights are saved along with the state."""
@@ -452,6 +533,10 @@ class Trainer:
         }
         if self.unlogged:
             extra["unlogged"] = list(self.unlogged)
+        if self.evaluations is not None:
+            extra["evaluations"] = self.evaluations.state()
+        elif "evaluations" in self.run.extra:
+            extra["evaluations"] = self.run.extra["evaluations"]
         return self.run.state(extra)
 
     def _samples(self) -> None:
@@ -500,6 +585,9 @@ class Trainer:
             with self._saving_first():
                 self._log(run.plan.batch(run.iteration - 1)[0])
         self.console.end_progress()
+        if self.evaluations is not None and run.iteration >= run.last and self.evaluations.is_due_at_the_end:
+            with self._saving_first():
+                self._evaluate(self.evaluations, run.plan.batch(run.iteration - 1)[0])
         if self.writer is None:
             self._require_finite_weights()
         else:

@@ -15,12 +15,16 @@ import torch
 
 from fastcyclegan.checkpoints import weight_sets
 from fastcyclegan.checkpoints.loading import load_generator
-from fastcyclegan.checkpoints.run_files import LOCK, weights_file
+from fastcyclegan.checkpoints.run_files import BEST, LOCK, weights_file
 from fastcyclegan.checkpoints.weight_sets import (
     SETS,
+    complete_set,
     is_whole,
+    move_later_sets,
+    move_set,
     read_sets,
     remove_old_sets,
+    replace_set,
     require_whole,
     write_set,
 )
@@ -151,3 +155,93 @@ def test_a_record_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     (run / SETS).write_text(json.dumps(sets))
     remove_old_sets(run, 1)
     assert victim.exists()
+
+
+def kept(run: Path, *sets: tuple[str, int]) -> None:
+    """Write sets of these labels and iterations, and the file about the best one."""
+    for label, iteration in sets:
+        beside = {BEST: str(iteration)} if label == "best" else None
+        write_set(run, label, state(iteration), NAMES, beside)
+
+
+def names(run: Path) -> set[str]:
+    return {file.name for file in run.iterdir() if file.is_file()}
+
+
+OF_BEST = {"best_net_G_A.pth", "best_net_G_B.pth", "best_net_G_A_ema.pth", BEST}
+
+
+def test_the_best_set_moves_with_what_is_known_of_it(tmp_path: Path) -> None:
+    kept(tmp_path, ("best", 4), ("latest", 6))
+    assert is_whole(tmp_path, "best", 4)
+    require_whole(tmp_path, "best", is_running=False)
+    others = names(tmp_path) - OF_BEST
+    move_set(tmp_path, "best", tmp_path / "aside", (BEST,))
+    assert names(tmp_path / "aside") == OF_BEST
+    assert names(tmp_path) == others
+    assert read_sets(tmp_path).keys() == {"latest"}
+    move_set(tmp_path, "best", tmp_path / "aside", (BEST,))  # nothing is left to move
+    assert names(tmp_path / "aside") == OF_BEST
+
+
+@pytest.mark.parametrize(("iteration", "moves"), [(3, True), (4, False), (9, False)])
+def test_a_run_that_goes_back_moves_a_later_best(tmp_path: Path, iteration: int, moves: bool) -> None:
+    kept(tmp_path, ("best", 4))
+    assert move_later_sets(tmp_path, 0, iteration, "previous", tmp_path / "later") == int(moves)
+    assert (names(tmp_path / "later") == OF_BEST) if moves else (names(tmp_path) > OF_BEST)
+
+
+def test_a_run_that_starts_from_the_best_set_keeps_its_files(tmp_path: Path) -> None:
+    kept(tmp_path, ("best", 4))
+    assert move_later_sets(tmp_path, 0, 0, "best", tmp_path / "later") == 1
+    assert names(tmp_path / "later") == OF_BEST
+    assert names(tmp_path) == {*OF_BEST, SETS} - {BEST}
+    assert read_sets(tmp_path) == {}
+
+
+def test_the_best_set_is_not_one_of_the_old_ones(tmp_path: Path) -> None:
+    kept(tmp_path, ("best", 1), ("1", 2), ("2", 4))
+    remove_old_sets(tmp_path, 1)
+    assert read_sets(tmp_path).keys() == {"best", "2"}
+    assert names(tmp_path) > OF_BEST
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def test_a_set_that_is_replaced_is_lost_at_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever rename is the last before a kill, the old set or the new one is whole afterwards."""
+    replace, renames = Path.replace, 0
+
+    def counting(source: Path, target: Path) -> Path:
+        nonlocal renames
+        if renames == 0:
+            raise Killed
+        renames -= 1
+        return replace(source, target)
+
+    seen = set()
+    for allowed in range(40):
+        run = tmp_path / str(allowed)
+        run.mkdir()
+        replace_set(run, "best", state(1), NAMES, {BEST: "1"})
+        renames, finished = allowed, True
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", counting)
+            try:
+                replace_set(run, "best", state(2), NAMES, {BEST: "2"})
+            except Killed:
+                finished = False
+        complete_set(run, "best", (BEST,))
+        iteration = read_sets(run)["best"]["iteration"]
+        assert is_whole(run, "best", iteration)
+        assert (run / BEST).read_text() == str(iteration)
+        files = {file.name for file in run.iterdir() if not file.name.startswith(".")}
+        names = {"best_net_G_A.pth", "best_net_G_B.pth", "best_net_G_A_ema.pth"}
+        assert files == {*names, BEST, SETS}
+        seen.add(iteration)
+        if finished:
+            break
+    assert finished
+    assert seen == {1, 2}

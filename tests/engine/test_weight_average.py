@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,3 +30,25 @@ def test_averages_follow_weights_and_copy_statistics() -> None:
     assert torch.equal(average.weights["G"]["0.weight"], net[0].weight)
     average.load_state_dict(saved)
     torch.testing.assert_close(average.weights["G"]["0.weight"], expected)
+
+
+def test_networks_have_the_averages_in_a_block_and_their_own_weights_after_it() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = WeightAverage({"G": net}, 0.75)
+    with torch.no_grad():
+        for value in (*net.parameters(), net[1].running_mean):
+            value += 1
+    own, averages = copy.deepcopy(net.state_dict()), copy.deepcopy(average.weights["G"])
+    parameters = list(net.parameters())
+
+    def fails() -> None:
+        with average.applied():
+            assert all(torch.equal(value, averages[key]) for key, value in net.state_dict().items())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert all(torch.equal(value, own[key]) for key, value in net.state_dict().items())
+    assert all(torch.equal(value, averages[key]) for key, value in average.weights["G"].items())
+    assert list(map(id, net.parameters())) == list(map(id, parameters))
+    assert all(p.requires_grad for p in parameters)

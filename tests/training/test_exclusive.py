@@ -9,7 +9,7 @@ import pytest
 
 from fastcyclegan.config import TrainConfig, with_changes
 from fastcyclegan.errors import UserError
-from fastcyclegan.training.exclusive import without_replaced
+from fastcyclegan.training.exclusive import require_effect, without_replaced
 
 FOLDERS = {"data_A": Path("a"), "data_B": Path("b"), "holdout": 0.2}
 PENALTY = {"gan_mode": "wgangp", "lambda_gp": 5.0}
@@ -47,3 +47,37 @@ def test_saved_settings_that_a_given_one_excludes_return_to_their_defaults(
 def test_a_setting_that_no_longer_applies_but_is_given_is_named() -> None:
     with pytest.raises(UserError, match="--holdout only applies to --data_A and --data_B"):
         without_replaced(saved(data=FOLDERS), {"dataroot": "x", "holdout": "0.2"})
+
+
+EVALUATED = saved(evaluation={"eval_every": "2", "patience": 3, "eval_direction": "AtoB"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patience", "3"),
+        ("eval_share", "0.1"),
+        ("eval_direction", "AtoB"),
+        ("eval_features", "vgg16"),
+        ("eval_resize", "legacy"),
+        ("eval_lpips_net", "vgg16"),
+    ],
+)
+def test_settings_of_evaluations_need_one(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} needs --eval_every or --eval_metric"):
+        require_effect(saved(), {name: value})
+    require_effect(saved(evaluation={"eval_metric": "l1"}), {name: value})
+
+
+def test_saved_settings_of_evaluations_do_not_keep_them_from_being_turned_off() -> None:
+    off = with_changes(EVALUATED, {"evaluation": {"eval_every": None}})
+    require_effect(off, {"eval_every": "None", "eval_metric": None})
+    assert not off.evaluation.asks
+
+
+def test_how_often_is_said_once() -> None:
+    shared = saved(evaluation={"eval_metric": "l1", "eval_share": 0.2})
+    assert without_replaced(shared, {"eval_every": "5"}).evaluation.eval_share == 0.05
+    assert without_replaced(EVALUATED, {"eval_share": "0.2"}).evaluation.eval_every is None
+    with pytest.raises(UserError, match="--eval_share has no effect with --eval_every"):
+        require_effect(EVALUATED, {"eval_share": "0.2"})

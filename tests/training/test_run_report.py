@@ -13,7 +13,8 @@ from PIL import Image
 
 from fastcyclegan.errors import UserError
 from fastcyclegan.training import run_report
-from fastcyclegan.training.run_report import CURVES, PAGE, STATS, Report, read_stats
+from fastcyclegan.training.evaluation_history import PROTOCOL, History
+from fastcyclegan.training.run_report import CURVES, EVALUATIONS, PAGE, STATS, Report, read_stats
 from fastcyclegan.training.thinned import LIMIT
 from tests.files.altered_values import altered_json
 from tests.training.limits import no_file_longer_than
@@ -63,6 +64,69 @@ def test_tensorboard_has_the_losses(tmp_path: Path) -> None:
     assert {"loss/G_AB", "loss/cycle_A", "loss/D_A", "lr", "it/s"} <= set(events.Tags()["scalars"])
     assert events.Scalars("loss/cycle_A")[0].step == 3
     assert events.Tags()["images"] == ["samples"]
+
+
+def history(*iterations: int) -> History:
+    one = History("kid", "eval_kid", {"AtoB": {"images": {"fake": 2}}})
+    for n in iterations:
+        one.add({"iteration": n, "epoch": 1, "eval_fid": 5.0, "eval_kid": {"mean": 1 / n, "std": 0.5}})
+    return one
+
+
+def evaluations(run: Path) -> list[int]:
+    return [each["iteration"] for each in read_stats(run) if PROTOCOL in each]
+
+
+def test_evaluations_are_recorded_once_and_shown(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_evaluations(history())
+    assert EVALUATIONS not in (tmp_path / PAGE).read_text()
+    report.add_stats(record(1))
+    report.add_evaluations(history(2))
+    report.add_evaluations(history(2, 4))
+    report.add_stats(record(4))
+    report.add_samples(4, Image.new("RGB", (4, 4)))
+    report.close()
+    assert evaluations(tmp_path) == [2, 4]
+    found = next(each for each in read_stats(tmp_path) if PROTOCOL in each)
+    assert found == {**history(2).records[0], PROTOCOL: history().protocol}
+    assert report.thinned.count == 2  # the curves of the losses are without them
+    with Image.open(tmp_path / EVALUATIONS) as image:
+        assert image.size == (1000, 360)
+    page = (tmp_path / PAGE).read_text()
+    assert f'src="{EVALUATIONS}"' in page
+    assert "<td>0.25 (std 0.5)</td>" in page
+    assert 'src="samples/0000004.png"' in page
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars("eval/kid")] == [(2, 0.5), (4, 0.25)]
+
+
+def test_a_resumed_run_completes_the_records_of_its_evaluations(tmp_path: Path) -> None:
+    report = Report(tmp_path, "n", {}, LOSSES)
+    report.add_evaluations(history(2, 4, 6))
+    report.close()
+    report = Report(tmp_path, "n", {}, LOSSES, resume_at=5)
+    assert evaluations(tmp_path) == [2, 4]
+    report.add_evaluations(history(2, 4, 5))  # the state was saved before the record of 5
+    report.close()
+    assert evaluations(tmp_path) == [2, 4, 5]
+    page = (tmp_path / PAGE).read_text()
+    report = Report(tmp_path, "n", {}, LOSSES, resume_at=5)
+    report.add_evaluations(history(2, 4, 5))
+    report.close()
+    assert evaluations(tmp_path) == [2, 4, 5]
+    assert (tmp_path / PAGE).read_text() == page
+
+
+def test_a_loss_of_a_recipe_can_have_the_name_of_a_metric(tmp_path: Path) -> None:
+    for _ in range(2):  # also when the records are read again
+        report = Report(tmp_path, "n", {}, {"loss": ("eval_l1",)})
+        report.add_stats({**record(1), "eval_l1": 0.5})
+        report.close()
+        assert report.thinned.records() == [{"iteration": 1.0, "eval_l1": 0.5}]
 
 
 def test_resume_drops_later_records(tmp_path: Path) -> None:

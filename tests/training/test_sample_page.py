@@ -213,3 +213,12 @@ def test_later_grids_can_be_moved(tmp_path: Path) -> None:
     assert sorted(file.name for file in later.iterdir()) == ["0000003.png", "0000004.png"]
     assert note(tmp_path) == ""
     assert opened(tmp_path).moved == 0
+
+
+def test_the_start_of_the_page_can_change(tmp_path: Path) -> None:
+    page = filled(tmp_path, [1, 2])
+    page.show("<h1>other</h1>\n")
+    assert (tmp_path / "index.html").read_text().startswith("<h1>other</h1>\n")
+    page.add(3, GRID)
+    assert (tmp_path / "index.html").read_text().startswith("<h1>other</h1>\n")
+    assert shown(tmp_path) == [1, 2, 3]

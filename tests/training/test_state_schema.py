@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 from collections.abc import Callable
@@ -33,6 +34,17 @@ OPTIONS = {
 }
 
 
+EVALUATIONS = json.dumps(
+    {
+        "metric": "l1",
+        "judge": "eval_l1",
+        "protocol": {"AtoB": {"images": {"fake": 2}}},
+        "records": [{"iteration": n, "epoch": 1, "eval_l1": 1 / n} for n in (2, 4)],
+        "best": {"iteration": 4, "epoch": 1, "eval_l1": 0.25},
+    }
+)
+
+
 def _silent(text: str) -> None:
     pass
 
@@ -47,6 +59,7 @@ class Resumable:
         trainer.train()
         record = {"iteration": 4, "epoch": 1, **dict.fromkeys(trainer.names, 0.5)}
         trainer.unlogged = [{**record, "lr": 2e-4, "it/s": 3.0, "images/s": 3.0}]
+        self.run.extra["evaluations"] = EVALUATIONS
         self.state: dict[str, Any] = trainer.state()
 
     def restore(self, state: Any) -> None:
@@ -209,6 +222,13 @@ FAULTS: list[tuple[str, Change]] = [
     ("extra.schedule.factor is missing", _remove("extra", "schedule", "factor")),
     ("extra.epoch_loss must be a number, got None", _set("extra", "epoch_loss", None)),
     ("extra.losses.1 must be from 0 to 4, got 5", _set("extra", "losses", [0.0, 5])),
+    ("extra.evaluations must be text, got 3", _set("extra", "evaluations", 3)),
+    ("extra.evaluations is not JSON", _set("extra", "evaluations", "{")),
+    ("extra.evaluations.metric is missing", _set("extra", "evaluations", "{}")),
+    (
+        "extra.evaluations.records must be from 0 to 4, got 5",
+        _set("extra", "evaluations", EVALUATIONS.replace('"iteration": 4', '"iteration": 5')),
+    ),
     ("extra.unlogged.0.lr is missing", _remove("extra", "unlogged", 0, "lr")),
 ]  # fmt: skip
 

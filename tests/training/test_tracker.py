@@ -12,7 +12,7 @@ from PIL import Image
 from fastcyclegan import CycleGAN
 from fastcyclegan.errors import UserError
 from fastcyclegan.training.run_report import read_stats
-from fastcyclegan.training.tracker import Tracker, Trackers, require_trackers
+from fastcyclegan.training.tracker import Tracker, Trackers, require_trackers, scalars_of_evaluation
 
 TINY: dict[str, Any] = {
     "load_size": 16,
@@ -169,3 +169,11 @@ def test_what_is_no_tracker_is_rejected(dataset: Path) -> None:
 def test_the_table_names_the_trackers(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     CycleGAN(**TINY).fit(dataset, max_iters=1, trackers=[Recorder()], verbose=True)
     assert "\n  trackers       Recorder\n" in capsys.readouterr().out
+
+
+def test_evaluations_have_a_curve_for_each_metric() -> None:
+    record = {"iteration": 4, "epoch": 1, "eval_l1": 0.5, "eval_kid_AtoB": {"mean": 0.25, "std": 0.1}}
+    assert scalars_of_evaluation(record) == {"eval/l1": 0.5, "eval/kid_AtoB": 0.25}
+    one, two = Recorder(), Recorder()
+    Trackers([one, two]).add_evaluation(record)
+    assert one.scalars == two.scalars == {4: {"eval/l1": 0.5, "eval/kid_AtoB": 0.25}}
