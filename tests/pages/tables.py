@@ -65,6 +65,13 @@ SMALLER = {
     "n_epochs_decay=60": "n_epochs_decay=1",
     "n_epochs_decay=70": "n_epochs_decay=2",
     "torch.rand(1, 3, 256, 256)": "torch.rand(1, 3, 64, 64)",
+    # Metrics without networks that would be downloaded.
+    "--fake painted --real paintings --json": "--fake photos --real paintings --metrics l1 psnr --json",
+    'evaluate("painted"': 'evaluate("photos"',
+    'torch.hub.load("facebookresearch/dinov2", "dinov2_vitb14").eval()': (
+        "torch.nn.Sequential(torch.nn.Conv2d(3, 8, 32, 32), torch.nn.AdaptiveAvgPool2d(1),"
+        " torch.nn.Flatten())"
+    ),
 }
 
 # Commands that do not run here, and where they are run: a test, .ci/run (with the line that does it, if
@@ -75,6 +82,7 @@ PROFILE = "tests/bench/test_profile_step.py::test_profiles_a_step_on_this_machin
 ELSEWHERE = {
     'python -m pip install -e ".[dali,log]"': INSTALLS,
     'python -m pip install -e ".[bench]"': INSTALLS,
+    'python -m pip install -e ".[metrics]"': INSTALLS,
     'python -m pip install -e ".[test]"': ".ci/run",
     'python -m pip install -e ".[test]" && python -m pytest': ".ci/run",
     "python3.11 -m venv *": ".ci/run: python3 -m venv",
@@ -101,6 +109,15 @@ ELSEWHERE = {
     ),
     "python scripts/train.py --data_A photos --data_B paintings --name tracked --use_wandb *": (
         "tests/training/test_wandb_tracker.py::test_a_run_logs_what_tensorboard_gets"
+    ),
+    "python scripts/evaluate.py --weights runs/photos2paintings --epoch best": (
+        "tests/inference/test_evaluate.py::test_weights_of_other_epochs_and_their_averages"
+    ),
+    "python scripts/evaluate.py --fake painted --real paintings --features dinov2.pt *": (
+        "tests/metrics/test_features.py::test_images_are_resized_as_asked"
+    ),
+    "python scripts/train.py --compile --data_A photos --data_B paintings --name judged *": (
+        "tests/training/test_evaluated_runs.py::test_patience_ends_the_run_with_its_files_saved"
     ),
     "python scripts/profile_step.py": PROFILE,
     "python scripts/profile_step.py --provider ours_compiled --output *": PROFILE,
