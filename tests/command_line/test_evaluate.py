@@ -69,7 +69,7 @@ def test_flags(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--weights small0.pt --dataroot A", "small0.pt: cannot be loaded: it is a TorchScript or .tar file"),
         (
             "--fake A --real B --features A/000.png",
-            "A/000.png: not a TorchScript module that torch can load: ",
+            "A/000.png: not a TorchScript module that torch can load (torch.jit.save writes one): ",
         ),
         ("--fake A --real B --metrics l1 --page none/a.html", "none/a.html: there is no folder "),
     ],

@@ -41,7 +41,6 @@ from tests.training.evaluated import (
 )
 from tests.training.forked_runs import ForkedRuns, shared_server
 from tests.training.interrupted import next_command
-from tests.training.limits import no_file_longer_than
 from tests.training.test_tracker import TINY, Recorder
 
 RESUME = ["--continue_train", "--name", "r", "--checkpoints_dir"]
@@ -429,11 +428,16 @@ def _no_numbers(images: Any) -> Any:
 def test_a_full_disk_while_the_curve_is_drawn_loses_nothing(
     photos: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only the records are not written: the best weights are being written meanwhile, in another thread."""
     add = Report.add_evaluations
+
+    def full(stream: Any, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def add_evaluations(self: Report, history: Any) -> None:
         if history.records:
-            with no_file_longer_than(0):
+            with monkeypatch.context() as disk:
+                disk.setattr(run_report, "append", full)
                 add(self, history)
 
     with monkeypatch.context() as patched:
