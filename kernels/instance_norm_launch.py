@@ -137,6 +137,28 @@ def apply(
     tuned("apply", key_of(view, x, norm.act, residual is not None, border), configs, x, run)
 
 
+def whole_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance [C] of x [1, C, H, W] in fp32, joined in fp64."""
+    partial, pixels = moments(x), x.shape[2] * x.shape[3]
+    mean, squares = partial.part[0].double()
+    starts = torch.arange(mean.shape[0], device=x.device, dtype=torch.float64)[:, None] * partial.rows
+    counts = (pixels - starts).clamp(0, partial.rows)
+    total = (counts * mean).sum(0) / pixels
+    squares = squares + counts * (mean - total).square()
+    return total.float(), (squares.sum(0) / pixels).float()
+
+
+def with_statistics(
+    x: Tensor, norm: Norm, mean: Tensor, variance: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """Return act(norm(x)) + residual for x [1, C, H, W], whose ``mean`` and ``variance`` [C] are given."""
+    view, y = View.of(x), torch.empty_like(x)
+    # What one tile with all pixels would have found.
+    part = torch.stack([mean, variance * view.S]).view(1, 2, 1, view.C)
+    apply(x, Moments(part, view.S), (y, *empty_statistics(x)), norm, residual)
+    return y
+
+
 @dataclass(frozen=True)
 class Extras:
     """Additional inputs and outputs of the backward pass.

@@ -128,7 +128,7 @@ def forward(call: ReflectConvCall) -> Four:
         y, mean, rstd = instance_norm_launch.forward(x, call.norm, border=padding)
         out = passes.forward_bordered(y, stack, bias, call.tanh, route)
     elif route == "contract":
-        bordered = border_launch.reflect_pad(x, padding)
+        bordered = border_launch.reflect_pad(x, padding) if padding else x
         out = passes.forward_bordered(bordered, stack, bias, call.tanh, route)
     else:
         out = passes.forward(x, stack, bias, padding, route)

@@ -67,6 +67,8 @@ def forward(x: Tensor, w: Tensor, bias: Sequence[Tensor], padding: int, route: R
     if route == "expand":
         image = bordered_image(x, padding, w.shape[2])
         return product(image, window_weight(w), size, Options(bias=stack))
+    if not padding:
+        return product(Pixels.of(x), w, size, Options(bias=stack))
     return product(Pixels.of(x), w, size, Options(REFLECT, padding, (x.shape[2], x.shape[3]), bias=stack))
 
 

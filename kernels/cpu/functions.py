@@ -1,7 +1,8 @@
 """Call the functions of the C++ library on tensors: norms, borders and convolutions.
 
 The results depend neither on the number of threads nor on the other images of a batch. Sums and statistics
-are computed in fp32. Arguments are not checked here; ``operators.py`` does that.
+are computed in fp32. Arguments are not checked here, except the layouts of regions; ``operators.py`` does
+that.
 """
 
 from __future__ import annotations
@@ -145,6 +146,69 @@ def sum_pixels(g: Tensor) -> Tensor:
         g = channels_last(g)
         call("fcg_sum_pixels", _is_half(g), g, sums, g.numel() // g.shape[1], g.shape[1])
     return sums
+
+
+# --- Norms of regions ---------------------------------------------------------------------------------------
+
+
+def region_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance [C] in fp32 of a region x [1, C, h, w] of a map.
+
+    x is a view of a channels_last map, in fp32 or bf16, and is read where it is: its pixels are C elements
+    apart, and its rows w * C or more. Raises ValueError if x is no such view, or has no pixel.
+    """
+    row = _row_stride("region_moments: x", x)
+    if not x.numel():
+        raise ValueError(f"region_moments: x must have at least one pixel, got shape {tuple(x.shape)}")
+    _, C, H, W = x.shape
+    mean, variance = x.new_empty((2, C), dtype=torch.float32)
+    call("fcg_region_moments", _is_half(x), x, row, mean, variance, H, W, C)
+    return mean, variance
+
+
+def normalised_region(
+    x: Tensor, norm: Norm, mean: Tensor, rstd: Tensor, residual: Tensor | None = None
+) -> Tensor:
+    """Return act((x - mean) * rstd * weight + bias) + residual for a region, as a new channels_last tensor.
+
+    x [1, C, h, w] is a view as for ``region_moments``, and residual another one of its shape and dtype. mean
+    and rstd are [C] or [1, C] in fp32; ``norm.eps`` is not read. The bits are those of ``norm`` for a dense
+    copy of x with these statistics. Raises ValueError if x or residual is no such view, or a size differs.
+    """
+    row, residual_row = _row_stride("normalised_region: x", x), 0
+    if residual is not None:
+        residual_row = _row_stride("normalised_region: residual", residual)
+        if (residual.shape, residual.dtype) != (x.shape, x.dtype):
+            wanted, got = (f"{t.dtype} {tuple(t.shape)}" for t in (x, residual))
+            raise ValueError(f"normalised_region: residual must be {wanted} like x, got {got}")
+    _, C, H, W = x.shape
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        if statistic.numel() != C:
+            shape = tuple(statistic.shape)
+            raise ValueError(f"normalised_region: {name} must have {C} numbers, got shape {shape}")
+    y = empty_channels_last(x, x.shape)
+    if y.numel():
+        vectors = [_vector(t) for t in (norm.weight, norm.bias, mean, rstd)]
+        options = (_ACTS[norm.act], norm.slope)
+        call("fcg_norm_region", _is_half(x), x, row, residual, residual_row, y, *vectors, H, W, C, *options)
+    return y
+
+
+def _row_stride(name: str, x: Tensor) -> int:
+    """Return how many elements apart the rows of a region x [1, C, h, w] are, or raise ValueError.
+
+    Strides of dimensions of size 1 are not read.
+    """
+    if x.dim() != 4 or x.shape[0] != 1 or x.dtype not in DTYPES:
+        raise ValueError(f"{name} must be [1, C, h, w] in fp32 or bf16, got {x.dtype} {tuple(x.shape)}")
+    _, C, H, W = x.shape
+    _, channel, row, pixel = x.stride()
+    if H <= 1:
+        row = W * C
+    if (C > 1 and channel != 1) or (W > 1 and pixel != C) or row < W * C:
+        layout = f"got shape {tuple(x.shape)} with strides {x.stride()}"
+        raise ValueError(f"{name} must be a region of a channels_last map, with pixels {C} apart, {layout}")
+    return row
 
 
 # --- Convolutions -------------------------------------------------------------------------------------------

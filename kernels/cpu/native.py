@@ -15,6 +15,8 @@ _P, _I, _F, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_int64
 # The types of the arguments of each function, and of its result.
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "fcg_norm": ([_I] + [_P] * 7 + [_I] * 7 + [_F, _F, _I], _I),
+    "fcg_region_moments": ([_I, _P, _L, _P, _P] + [_I] * 4, _I),
+    "fcg_norm_region": ([_I, _P, _L, _P, _L] + [_P] * 5 + [_I] * 4 + [_F, _I], _I),
     "fcg_norm_lines": ([_I] + [_P] * 7 + [_I, _I, _L, _I, _F, _F, _I], _I),
     "fcg_norm_backward": ([_I] + [_P] * 8 + [_I] * 6 + [_F, _I], _I),
     "fcg_norm_backward_lines": ([_I] + [_P] * 8 + [_I, _I, _L, _I, _F, _I], _I),

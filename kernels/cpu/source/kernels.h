@@ -29,6 +29,17 @@ FCG_FUNCTION int fcg_norm_lines(int half, const void* x, const void* residual, v
                                 const float* shift, float* mean, float* rstd, int N, int C, int64_t P, int activation,
                                 float slope, float eps, int threads);
 
+// mean and variance [C] of a region x [H, W, C] of an image, whose rows begin `row` numbers apart, at least W * C.
+// half: x is bf16. The variance is biased: the mean of the squared differences.
+FCG_FUNCTION int fcg_region_moments(int half, const void* x, int64_t row, float* mean, float* variance, int H, int W,
+                                    int C, int threads);
+
+// y [H, W, C] = act((x - mean) * rstd * scale + shift) + residual, with the bits of fcg_norm, for such a region x and a
+// region residual or null, whose rows begin `residual_row` numbers apart. The other arguments are those of fcg_norm.
+FCG_FUNCTION int fcg_norm_region(int half, const void* x, int64_t row, const void* residual, int64_t residual_row,
+                                 void* y, const float* scale, const float* shift, const float* mean, const float* rstd,
+                                 int H, int W, int C, int activation, float slope, int threads);
+
 // dx [N, H, W, C] = the gradient of x, and total [2, N, C] = the sums of dz and of dz * xhat over an image, where
 // z = xhat * scale + shift. g [N, H + 2 border, W + 2 border, C]: the gradient of the output, whose border has been
 // folded. scale and shift can be null. half: g, x and dx are bf16.

@@ -16,6 +16,15 @@ struct Output {
     int border;
 };
 
+// Images whose pixels follow one another within a row: where the first row begins, and how many numbers apart rows and
+// images are.
+template <class T>
+struct Rows {
+    const T* first;
+    size_t row, image;
+    const T* at(size_t n, size_t h) const { return first + n * image + h * row; }
+};
+
 // Mean and 1 / sigma [N, C].
 struct Statistics {
     const float *mean, *rstd;

@@ -6,13 +6,6 @@
 
 namespace {
 
-// The output's gradient: where its first pixel inside the border is, and how its pixels, rows and images follow.
-template <class T>
-struct Gradient {
-    const T* first;
-    size_t row, image;
-};
-
 // Pixels whose sums are taken together; a row consists of parts.
 constexpr int PART = 64;
 
@@ -48,13 +41,13 @@ void add_lines(const float* lines, int64_t count, int C, int lanes, float* to, s
 }
 
 template <class T>
-void sums(Gradient<T> g, const T* x, Size s, const Statistics& statistics, const Output& out, float* lines,
+void sums(Rows<T> g, const T* x, Size s, const Statistics& statistics, const Output& out, float* lines,
           float* total, int threads) {
     int C = s.C, parts = parts_of(s.W);
     parallel_for(int64_t(s.N) * s.H, threads, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row++) {
             size_t n = row / s.H, h = row % s.H;
-            const T* from = g.first + n * g.image + h * g.row;
+            const T* from = g.at(n, h);
             for (int c = 0; c < C; c += LANES) {
                 Channels of(statistics, out, n, c, C);
                 for (int part = 0; part < parts; part++) {
@@ -76,13 +69,13 @@ void sums(Gradient<T> g, const T* x, Size s, const Statistics& statistics, const
 }
 
 template <class T>
-void differentiate(Gradient<T> g, const T* x, T* dx, Size s, const Statistics& statistics, const Output& out,
+void differentiate(Rows<T> g, const T* x, T* dx, Size s, const Statistics& statistics, const Output& out,
                    const float* total, int threads) {
     int C = s.C;
     parallel_for(int64_t(s.N) * s.H, threads, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; row++) {
             size_t n = row / s.H, h = row % s.H, at = size_t(row) * s.W * C;
-            const T* from = g.first + n * g.image + h * g.row;
+            const T* from = g.at(n, h);
             for (int c = 0; c < C; c += LANES) {
                 int lanes = C - c;
                 Channels of(statistics, out, n, c, C);
@@ -104,7 +97,8 @@ int backward(const T* g, const T* x, T* dx, Size s, const Statistics& statistics
              int threads) {
     int p = out.border;
     size_t row = size_t(s.W + 2 * p) * s.C;
-    Gradient<T> inside{g + p * row + size_t(p) * s.C, row, row * (s.H + 2 * p)};
+    // From the first pixel inside the border on.
+    Rows<T> inside{g + p * row + size_t(p) * s.C, row, row * (s.H + 2 * p)};
     float* lines = scratch_for_call().floats(size_t(s.N) * s.H * parts_of(s.W) * 2 * s.C);
     if (!lines) return 1;
     sums(inside, x, s, statistics, out, lines, total, threads);

@@ -41,6 +41,32 @@ NORMS = [
 
 
 @dataclass(frozen=True)
+class RegionCase:
+    why: str
+    C: int
+    # Rows and columns.
+    size: tuple[int, int]
+    act: str = "none"
+    affine: bool = False
+    residual: bool = False
+    dense: bool = False
+
+
+REGIONS = [
+    RegionCase("one chunk, fewer channels than a vector", 5, (4, 7), "relu"),
+    RegionCase("rows shorter than a chunk, a vector and a bit", 17, (9, 11), "leaky_relu", True, True),
+    RegionCase("rows longer than two chunks", 33, (3, 131), "none", True),
+    RegionCase("wide groups of vectors and rest", 150, (8, 9), "relu", residual=True),
+    RegionCase("a row as long as a chunk", 16, (5, 64), "leaky_relu"),
+    RegionCase("a column", 7, (130, 1), "relu", True, True),
+    RegionCase("a row", 19, (1, 77), "leaky_relu", True, True),
+    RegionCase("one pixel", 18, (1, 1), "none", True, True),
+    RegionCase("one channel", 1, (13, 6), "leaky_relu", True, True),
+    RegionCase("a whole map", 24, (11, 13), "relu", True, True, dense=True),
+]
+
+
+@dataclass(frozen=True)
 class ConvCase:
     why: str
     kind: str

@@ -52,6 +52,17 @@ def images(*shape: int, dtype: torch.dtype = FP32, layout: str = "last") -> Tens
     return wide[..., ::2]
 
 
+def region_of_a_map(t: Tensor, left: int = 2, right: int = 3) -> Tensor:
+    """Return a view of a channels_last map that is NaN around it, with the numbers of t [1, C, h, w].
+
+    Beside the region, the map has ``left`` and ``right`` columns, and one row above and below.
+    """
+    _, C, H, W = t.shape
+    whole = torch.full((1, H + 2, left + W + right, C), float("nan"), dtype=t.dtype)
+    view = whole.permute(0, 3, 1, 2)[:, :, 1 : H + 1, left : left + W]
+    return view.copy_(t)
+
+
 def guarded(t: Tensor) -> Tensor:
     """Return a copy of t [N, C, H, W] in channels_last with NaN before and after it in memory."""
     margin = 64

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcyclegan.kernels import instance_norm_ref
+from fastcyclegan.kernels._layout import channels_last
 from fastcyclegan.kernels._norm import Norm
 from fastcyclegan.kernels.cpu import functions, native
-from fastcyclegan.testing import assert_parity
-from tests.kernels.cpu.cases import CONVOLUTIONS, NORMS, ConvCase, NormCase
+from fastcyclegan.testing import assert_parity, assert_same_bits
+from tests.kernels.cpu.cases import CONVOLUTIONS, NORMS, REGIONS, ConvCase, NormCase, RegionCase
 from tests.kernels.cpu.processor import (
     BF16,
     FP32,
@@ -21,6 +22,7 @@ from tests.kernels.cpu.processor import (
     images,
     on_every_number_of_threads,
     padded,
+    region_of_a_map,
     threads,
 )
 from tests.kernels.norms import torch_instance_norm
@@ -84,7 +86,11 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _rstd(x: Tensor) -> Tensor:
-    return (x.flatten(2).var(2, correction=0) + 1e-5).rsqrt()
+    return (_variance(x) + 1e-5).rsqrt()
+
+
+def _variance(x: Tensor) -> Tensor:
+    return x.flatten(2).var(2, correction=0)
 
 
 def _to(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -139,6 +145,123 @@ def test_borders(border: int, reflect: bool) -> None:
     ours = on_every_number_of_threads(lambda: functions.pad(x, border, reflect=reflect))
     assert torch.equal(ours, padded(x, border, reflect))
     assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- Norms of regions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("case", REGIONS, ids=lambda case: case.why)
+def test_moments_of_regions_equal_float64(case: RegionCase, dtype: torch.dtype) -> None:
+    dense = images(1, case.C, *case.size, dtype=dtype) * 2 + 3
+    x = dense if case.dense else region_of_a_map(dense)
+    mean, variance = on_every_number_of_threads(lambda: functions.region_moments(x))
+    assert mean.shape == variance.shape == (case.C,)
+    assert_parity("mean", mean[None], _mean(dense.float()), _mean(dense.double()), FP32)
+    assert_parity("variance", variance[None], _variance(dense.float()), _variance(dense.double()), FP32)
+    _, same_mean, same_rstd = functions.norm(dense, Norm())
+    assert_same_bits("the mean of a dense copy", mean[None], same_mean)
+    assert_parity("1 / sigma", (variance[None] + 1e-5).rsqrt(), same_rstd, _rstd(dense.double()), FP32)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+@pytest.mark.parametrize("case", REGIONS, ids=lambda case: case.why)
+def test_normalised_regions_equal_norms_of_copies(case: RegionCase, dtype: torch.dtype) -> None:
+    """Their bits do; and those of a norm with a residual, if mean and 1 / sigma are those of the region."""
+    dense = images(1, case.C, *case.size, dtype=dtype) * 2 + 3
+    weight, bias = (torch.randn(case.C), torch.randn(case.C)) if case.affine else (None, None)
+    norm = Norm(weight, bias, 1e-5, case.act, 0.1)
+    added = images(1, case.C, *case.size, dtype=dtype) if case.residual else None
+    # The rows of the residual are not as far apart as those of x.
+    x, residual = dense, added
+    if not case.dense:
+        x, residual = region_of_a_map(dense), None if added is None else region_of_a_map(added, 1, 0)
+    expected, mean, rstd = functions.norm(dense, norm, added)
+    before = x.clone()
+    ours = on_every_number_of_threads(lambda: functions.normalised_region(x, norm, mean, rstd, residual))
+    assert_same_bits("a norm", ours, expected)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert_same_bits("x afterwards", x, before)
+    other_mean, other_rstd = torch.randn(1, case.C), torch.rand(1, case.C) + 0.5
+    ours = functions.normalised_region(x, norm, other_mean[0], other_rstd[0])
+    assert_same_bits("norm_again", ours, functions.norm_again(dense, norm, other_mean, other_rstd))
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
+def test_flat_regions_have_no_variance_at_all(dtype: torch.dtype) -> None:
+    """The first mean of a chunk is off by roundings, which cancel only if they are divided exactly.
+
+    n * (1 / n) is not 1 in fp32 for 41, 47, 55 and 61 pixels.
+    """
+    values = torch.logspace(-20, 20, 3000).to(dtype)
+    for size in ((1, 41), (47, 1), (5, 11), (1, 61), (3, 35), (8, 8), (23, 21)):
+        x = region_of_a_map(values[None, :, None, None].expand(1, -1, *size))
+        mean, variance = functions.region_moments(x)
+        assert torch.equal(mean, values.float())
+        assert not variance.any()
+
+
+def test_the_mean_of_a_region_can_be_a_thousand_deviations() -> None:
+    """Computed as E[x^2] - E[x]^2, the variance would be off by a quarter."""
+    dense = images(1, 5, 23, 21) + 1000
+    dense[:, :, 0, 0] += (
+        50  # An outlier in the first pixel must not spoil the differences between the others.
+    )
+    x = region_of_a_map(dense)
+    mean, variance = functions.region_moments(x)
+    exact = _variance(dense.double())[0]
+    # The difference of two means has four roundings of numbers below 1050. By the inequality of Cauchy and
+    # Schwarz, the sum of its products with the true differences is at most sigma times as large.
+    assert ((variance - exact).abs() <= 2 * (4 * 2**-24 * 1050) * exact.sqrt()).all()
+    y = functions.normalised_region(x, Norm(), mean, (variance + 1e-5).rsqrt())
+    assert_parity("norm", y, F.instance_norm(dense), instance_norm_ref(dense.double()), FP32)
+
+
+def test_the_squares_of_a_region_may_be_infinite() -> None:
+    """Their mean, the variance, is not."""
+    dense = 1e17 * images(1, 3, 200, 200)
+    _, variance = functions.region_moments(region_of_a_map(dense))
+    assert_parity("variance", variance[None], _variance(dense), _variance(dense.double()), FP32)
+
+
+def test_only_regions_of_channels_last_maps_are_read() -> None:
+    x, statistic = images(1, 4, 6, 8), torch.rand(4)
+    wrong = {
+        "planes": x.contiguous(),
+        "every other pixel": x[:, :, :, ::2],
+        "some of the channels": x[:, 1:3],
+        "every other channel": x[:, ::2],
+        "the same row again and again": x[:, :, :1].expand(-1, -1, 3, -1),
+        "rows and columns exchanged": x.transpose(2, 3),
+        "two images": images(2, 4, 6, 8),
+        "a signal": images(1, 4, 8),
+        "another dtype": x.double(),
+    }
+    for why, t in wrong.items():
+        number = statistic[: t.shape[1]]
+        for call in (
+            lambda t=t: functions.region_moments(t),
+            lambda t=t, n=number: functions.normalised_region(t, Norm(), n, n),
+            lambda t=t: functions.normalised_region(x, Norm(), statistic, statistic, t),
+        ):
+            with pytest.raises(ValueError, match="must be ") as raised:
+                call()
+            assert "\n" not in str(raised.value), why
+
+
+def test_sizes_of_regions() -> None:
+    x, statistic = images(1, 4, 6, 8), torch.rand(4)
+    with pytest.raises(ValueError, match=r"must have at least one pixel, got shape \(1, 4, 6, 0\)"):
+        functions.region_moments(x[..., :0])
+    assert functions.normalised_region(x[..., :0], Norm(), statistic, statistic).shape == (1, 4, 6, 0)
+    with pytest.raises(ValueError, match=r"rstd must have 4 numbers, got shape \(3,\)"):
+        functions.normalised_region(x, Norm(), statistic, statistic[:3])
+    for residual in (x[..., :7], x.bfloat16()):
+        with pytest.raises(ValueError, match=r"residual must be torch\.float32 "):
+            functions.normalised_region(x, Norm(), statistic, statistic, residual)
+    # Every other row: a larger distance between rows.
+    mean, _ = functions.region_moments(x[:, :, ::2])
+    assert_same_bits("mean", mean, functions.region_moments(channels_last(x[:, :, ::2]))[0])
 
 
 # --- Convolutions -------------------------------------------------------------------------------------------

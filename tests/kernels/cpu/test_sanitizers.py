@@ -73,7 +73,7 @@ def test_the_sanitizers_of_addresses_and_of_undefined_behaviour_find_nothing(com
 
 def test_the_sanitizer_of_threads_finds_nothing(compiled: Compiled) -> None:
     build = Build(target(), "thread", optimised=False)
-    check(build, compiled(build), "--cases", "50", "--callers", "2")
+    check(build, compiled(build), "--cases", "80", "--callers", "2")
 
 
 def test_own_threads(compiled: Compiled) -> None:

@@ -7,9 +7,10 @@
 
 namespace norm {
 
-// Mean and 1 / sigma of a line, with bounds of their errors.
+// Mean, variance and 1 / sigma of a line, with bounds of their errors.
 struct Moments {
-    double mean = 0, mean_error = 0, rstd = 0, rstd_error = 0;
+    double mean = 0, mean_error = 0, variance = 0, variance_error = 0, rstd = 0, rstd_error = 0;
+    static Moments given(double mean, double rstd) { return {mean, 0, 0, 0, rstd, 0}; }
 };
 
 // How a kernel sums up a line: each number of a chunk goes through at most `additions` additions, and the moments of
@@ -44,7 +45,7 @@ inline Moments moments(const std::vector<double>& x, double eps, const Sums& sum
     m.mean = sum / P;
     for (double number : x) S += (number - m.mean) * (number - m.mean);
     if (!std::isfinite(sum)) {
-        m.mean = m.rstd = NAN;
+        m.mean = m.variance = m.rstd = NAN;
         return m;
     }
     double R = high - low, delta = growth(n + 2) * largest;
@@ -56,7 +57,9 @@ inline Moments moments(const std::vector<double>& x, double eps, const Sums& sum
         m.mean = x[0];
     double E = sums.chunks > 1 ? 2 * m.mean_error + growth(1) * R : 0;
     double error = growth(3 * n + 7 + sums.chunks + 10) * (S + P * delta * delta) + 2 * E * std::sqrt(P * S) + P * E * E;
-    double r = S / P + eps, r_error = error / P + growth(3) * (r + error / P);
+    m.variance = S / P;
+    m.variance_error = error / P;
+    double r = m.variance + eps, r_error = m.variance_error + growth(3) * (r + m.variance_error);
     m.rstd = 1 / std::sqrt(r);
     double most = 1 / std::sqrt(std::fmax(r - r_error, eps * (1 - growth(3)))) * (1 + growth(2));
     double least = 1 / std::sqrt(r + r_error) * (1 - growth(2));
@@ -149,7 +152,7 @@ inline void check_norm(Case& test) {
     Sums sums{double(least(s.pixels(), 64)), double(parts_of(s.pixels(), 64))};
     Results results = expect(x, residual, layout, norm, [&](int n, int c) {
         int64_t i = int64_t(n) * s.C + c;
-        if (again) return Moments{mean[i], 0, rstd[i], 0};
+        if (again) return Moments::given(mean[i], rstd[i]);
         return moments(layout.line(x, n, c), eps, sums);
     });
     test.check(mean, results.mean);

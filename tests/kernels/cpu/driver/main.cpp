@@ -13,6 +13,7 @@
 #include "check_direct_gradient.h"
 #include "check_norm.h"
 #include "check_norm_backward.h"
+#include "check_region.h"
 #include "check_sums.h"
 #include "check_winograd.h"
 #include "check_winograd_gradient.h"
@@ -33,6 +34,8 @@ struct Check {
 constexpr Check CHECKS[] = {
     {"fcg_norm", norm::check_norm},
     {"fcg_norm_lines", norm::check_norm_lines},
+    {"fcg_region_moments", region::check_moments},
+    {"fcg_norm_region", region::check_norm},
     {"fcg_norm_backward", norm_backward::check_norm_backward},
     {"fcg_norm_backward_lines", norm_backward::check_norm_backward_lines},
     {"fcg_pad", border::check_pad},

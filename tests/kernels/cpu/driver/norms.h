@@ -4,12 +4,14 @@
 
 #include "shapes.h"
 
-// Where channel c of pixel p of image n stands, in channels_last or, as planes, in [N, C, P].
+// Where channel c of pixel p of image n stands, in channels_last or, as planes, in [N, C, P]. A single image in
+// channels_last can have `gap` numbers between its rows of `width` pixels.
 struct Layout {
     int N, C, P;
     bool planes;
+    int gap = 0, width = 1;
     int64_t at(int n, int p, int c) const {
-        return planes ? (int64_t(n) * C + c) * P + p : (int64_t(n) * P + p) * C + c;
+        return planes ? (int64_t(n) * C + c) * P + p : (int64_t(n) * P + p) * C + c + int64_t(p / width) * gap;
     }
     std::vector<int> shape() const { return planes ? std::vector<int>{N, C, P} : std::vector<int>{N, P, C}; }
     std::vector<double> line(const Array& array, int n, int c) const;
