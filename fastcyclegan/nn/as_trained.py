@@ -69,12 +69,27 @@ class KeyedDropout(nn.Module):
         self.p, self.number = p, number
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._masked(x, torch.arange(x[0].numel(), device=x.device).view(x.shape[1:]))
+
+    def on_window(
+        self, x: Tensor, window: tuple[tuple[int, int], tuple[int, int]], size: tuple[int, int]
+    ) -> Tensor:
+        """Return what ``forward`` returns in ``window`` of a map of ``size`` (H, W). x is that window.
+
+        ``window`` is the first row, that after the last one, and the same for the columns.
+        """
+        (H, W), device = size, x.device
+        channels = torch.arange(x.shape[1], device=device).view(-1, 1, 1) * (H * W)
+        rows = torch.arange(*window[0], device=device).view(-1, 1) * W
+        return self._masked(x, channels + rows + torch.arange(*window[1], device=device))
+
+    def _masked(self, x: Tensor, index: Tensor) -> Tensor:
+        """Apply the mask to x. ``index`` [C, H, W] numbers the pixels of all channels of the whole map."""
         if self.p >= 1:
             return torch.zeros_like(x)
         keys: Tensor | None = getattr(_current, "keys", None)
         if keys is None:
             keys = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        index = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
         cells = _mixed((index + self.number * 0x9E3779B1) & _MASK)
         drawn = _mixed(cells ^ keys.view(-1, *(1 for _ in x.shape[1:])))
         return x * (drawn >= round(self.p * 2**_BITS)).to(x.dtype).mul(1 / (1 - self.p))

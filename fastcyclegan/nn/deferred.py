@@ -106,6 +106,7 @@ class Deferred:
     border: int = 0
     covered: nn.Module | None = None  # a layer already computed together with the one before it
     required: bool = False
+    bordered: bool = False  # whether x already has the padding of the next convolution
     owned: Tensor | None = None  # what may be changed in place, if it is still x: no gradient reads it
 
     @property
@@ -198,7 +199,8 @@ class Deferred:
             self._convolve_on_cpu(convs, biases, following, recompute)
             return
         use_kernels = self.impl == "triton" and fits
-        if use_kernels and self.border and _supports_reflection(conv, self.x, dtype, len(convs)):
+        padded = self.border or self.bordered
+        if use_kernels and padded and _supports_reflection(conv, self.x, dtype, len(convs)):
             self._cast(dtype)
             self._reflect(convs, biases, following, recompute)
         elif use_kernels and self.border == 0 and self._can_zero_pad(convs, dtype):

@@ -16,7 +16,7 @@ from fastcyclegan.nn.as_trained import (
     without_dropout,
 )
 from fastcyclegan.nn.networks import Generator, UnetGenerator
-from fastcyclegan.testing import assert_parity
+from fastcyclegan.testing import assert_parity, assert_same_bits
 
 
 def unet(use_dropout: bool = False, norm: str = "batch", impl: str = "reference") -> nn.Module:
@@ -165,6 +165,30 @@ def test_the_key_of_a_name_never_changes() -> None:
 
 
 GOLDEN = [158005125, 4120766243]
+
+
+WINDOWS = [((0, 11), (0, 7)), ((3, 4), (0, 7)), ((0, 11), (6, 7)), ((2, 9), (1, 6)), ((10, 11), (5, 7))]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_window_has_the_mask_of_the_whole_map(p: float, count: int) -> None:
+    x = torch.randn(count, 5, 11, 7, generator=torch.Generator().manual_seed(2))
+    layer = KeyedDropout(p, 4)
+    with masks_from(mask_keys(0, [str(n) for n in range(count)])):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            whole = layer(x.to(dtype))
+            for window in WINDOWS:
+                rows, columns = slice(*window[0]), slice(*window[1])
+                found = layer.on_window(x.to(dtype)[:, :, rows, columns], window, (11, 7))
+                assert_same_bits(f"{window} in {dtype}", found, whole[:, :, rows, columns])
+
+
+def test_a_window_has_the_mask_of_the_whole_map_without_keys_and_in_any_layout() -> None:
+    x = torch.randn(1, 5, 11, 7).contiguous(memory_format=torch.channels_last)
+    layer = KeyedDropout(0.5, 4)
+    found = layer.on_window(x[:, :, 2:9, 1:6], ((2, 9), (1, 6)), (11, 7))
+    assert_same_bits("window", found, layer(x)[:, :, 2:9, 1:6])
 
 
 def test_all_or_nothing() -> None:
