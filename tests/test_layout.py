@@ -26,6 +26,7 @@ ROWS = (
     ("console", "settings", "reference", "kernels"),
     ("tensor_files",),
     ("nn",),
+    ("tiles",),
     ("data",),
     ("metrics",),
     ("recipes",),
