@@ -33,17 +33,12 @@ from fastcyclegan.data.pixels import to_image, to_pixels
 from fastcyclegan.engine import resolve_device
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.precision_check import precision_for
-from fastcyclegan.inference.translator import (
-    ImageLike,
-    Translator,
-    engine_of,
-    network_to_call,
-    release_engine,
-    translate_images,
-)
+from fastcyclegan.inference.translate_images import ImageLike, translate_images
+from fastcyclegan.inference.translator import Translator, engine_of, network_to_call, release_engine
 from fastcyclegan.nn.finite import not_finite_in, require_representable
 from fastcyclegan.nn.torch_defaults import usual_modes
 from fastcyclegan.recipes.recipe import Recipe
+from fastcyclegan.settings.tiles import Tile, TileMode, TileSettings, TileStorage
 from fastcyclegan.tensor_files import save_tensors, to_cpu
 from fastcyclegan.training.frozen import require_possible_freeze
 from fastcyclegan.training.given_networks import why_not_loadable
@@ -323,6 +318,11 @@ class Model:
         direction: Direction = "AtoB",
         batch_size: int = 8,
         evaluate: bool = False,
+        *,
+        tile: Tile = TileSettings.tile,
+        tile_mode: TileMode = TileSettings.tile_mode,
+        overlap: int = TileSettings.overlap,
+        tile_storage: TileStorage = TileSettings.tile_storage,
     ) -> Any:
         """Translate an image or a list of images. Each result has the type of its input.
 
@@ -336,19 +336,27 @@ class Model:
         with dropout, whose masks depend on the model's seed and on the name of the file (for other images:
         their position in the list). ``evaluate`` turns both off.
 
-        Raises UserError for an image that cannot be read, ValueError for a wrong shape, dtype or range, and
-        TypeError for anything that is not an image.
+        An image that does not fit into memory is translated by tiles, with the result that it would have as a
+        whole. An integer ``tile`` is their side in pixels, and all larger images are translated by them;
+        None turns tiles off. ``tile_storage="disk"`` keeps what is needed between passes over the tiles in a
+        nameless file in ``tempfile.gettempdir()``. With ``tile_mode="independent"``, the network sees only
+        one tile at a time, so that colours change from tile to tile: tiles overlap by ``overlap`` pixels,
+        over which they fade into each other. Use it for comparison, and for networks that exact tiles refuse.
+
+        Raises UserError for an image that cannot be read or translated, ValueError for a wrong shape, dtype
+        or range, and TypeError for anything that is not an image.
         """
         if direction not in ("AtoB", "BtoA"):
             raise UserError(f"direction must be AtoB or BtoA, got {direction!r}")
         if type(evaluate) is not bool:
             raise UserError(f"evaluate must be True or False, got {evaluate!r}")
+        tiles = TileSettings(tile, tile_mode, overlap, tile_storage)
         of_model: Direction = "AtoB" if direction == self.config.data.direction else "BtoA"
         name, device = self.config.make_recipe().generator(of_model), self.device
         net = network_to_call(self.networks[name], device, evaluate)
         precision = precision_for(net, device, self.config.run.precision)
         any_size, seed = self.config.data.allow_decompression_bombs, self.config.run.seed
-        return translate_images(net, images, device, precision, batch_size, any_size, seed)
+        return translate_images(net, images, device, precision, batch_size, any_size, seed, tiles)
 
     @usual_modes()
     def evaluate(

@@ -104,9 +104,16 @@ def escape_on_streams() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-# Parts of the messages of torch, CUDA, cuBLAS, cuDNN and Pillow, none of which has an error class of its own
-# for every case.
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "_ALLOC_FAILED")
+# Parts of the messages of torch, CUDA, cuBLAS, cuDNN, oneDNN and Pillow, none of which has an error class of
+# its own for every case. "Could not create a primitive" is all that oneDNN tells.
+_NO_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "_ALLOC_FAILED",
+    "could not create a primitive",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

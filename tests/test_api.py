@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import itertools
 import math
 import random
@@ -20,6 +22,8 @@ from PIL import Image
 from fastcyclegan import CycleGAN, cli, load_generator
 from fastcyclegan.checkpoints.weight_sets import SETS
 from fastcyclegan.errors import UserError
+from fastcyclegan.inference.translate_folder import TranslateConfig
+from fastcyclegan.settings.tiles import TileSettings
 from fastcyclegan.tensor_files import load_tensors, to_cpu
 from fastcyclegan.training.run_report import read_stats
 from tests.conftest import write_images
@@ -319,6 +323,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def poison(model: CycleGAN) -> None:
     with torch.no_grad():
         next(model.D_A.parameters())[0, 0, 0, 0] = math.nan
+
+
+def test_translating_has_the_defaults_of_the_command_line() -> None:
+    parameters = inspect.signature(CycleGAN.translate).parameters
+    for setting in dataclasses.fields(TileSettings):
+        assert parameters[setting.name].default == setting.default
+        assert getattr(TranslateConfig, setting.name) == setting.default
 
 
 def test_weights_that_are_no_numbers_are_neither_saved_nor_trained(tmp_path: Path) -> None:

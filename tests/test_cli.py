@@ -21,7 +21,9 @@ from fastcyclegan.checkpoints import run_files
 from fastcyclegan.cli import parse_train
 from fastcyclegan.config import TrainConfig, with_changes
 from fastcyclegan.errors import UserError
+from fastcyclegan.inference.translate_folder import TranslateConfig
 from fastcyclegan.nn.networks import Generator
+from fastcyclegan.settings.tiles import TileSettings
 from tests.commands import TINY, fails
 
 
@@ -265,6 +267,46 @@ def test_training_on_the_builtin_dataset_prints_scores(
     for direction in ("A to B", "B to A"):
         assert f"{direction}: " in output
     assert (tmp_path / "shapes_1" / "dataset" / "trainA" / "000.png").exists()
+
+
+def test_flags_of_tiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In both spellings. Mistakes are one line, before anything is loaded."""
+    seen: list[TranslateConfig] = []
+
+    def work(config: TranslateConfig, console: object) -> list[str]:
+        seen.append(config)
+        return []
+
+    monkeypatch.setattr(cli, "translate_folder", work)
+    given = ["--weights", "w", "--input", "i", "--output", "o"]
+    for args, expected in (
+        ("", TileSettings()),
+        ("--tile 512", TileSettings(512)),
+        ("--tile auto --tile-storage disk", TileSettings("auto", tile_storage="disk")),
+        ("--tile None", TileSettings(None)),
+        ("--tile=96 --tile_mode independent --overlap 8", TileSettings(96, "independent", 8)),
+    ):
+        assert cli.translate([*given, *args.split()]) == 0
+        assert TileSettings.of(seen[-1]) == expected
+    for args, message in (
+        ("--tile 0", "tile must be an integer of at least 1, auto or None, got 0"),
+        ("--tile large", "--tile must be an integer or auto, got 'large'"),
+        ("--tile_mode fast", "--tile_mode must be one of exact, independent, got 'fast'"),
+        ("--tile None --tile_storage disk", "--tile_storage has no effect with --tile None"),
+        ("--overlap 8", "--overlap has no effect without --tile_mode independent"),
+    ):
+        assert cli.translate([*given, *args.split()]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(SystemExit):
+        cli.translate(["--help"])
+    shown = capsys.readouterr().out
+    for flag in (
+        "--tile ",
+        "--tile_mode {exact,independent}",
+        "--overlap INT",
+        "--tile_storage {memory,disk}",
+    ):
+        assert flag in shown
 
 
 def test_translate_script(tmp_path: Path, dataset: Path) -> None:

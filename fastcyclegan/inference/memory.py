@@ -106,6 +106,18 @@ def bytes_of_forms(net: nn.Module) -> int:
     return total
 
 
+def size_of(count: int) -> str:
+    """Return a number of bytes in words."""
+    if count < 2**30:
+        return f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**30:,.1f} GiB"
+
+
+def forms_to_make(translator: Translator) -> int:
+    """Return the memory of the forms of the weights on a CPU, at most, if the translator lacks them."""
+    return 0 if translator.engine.keeps_forms else bytes_of_forms(translator.net)
+
+
 class Budget:
     """Decides how many images of one size a translator on the CPU can translate at once.
 
@@ -126,8 +138,7 @@ class Budget:
             side = max(self.translator.multiple, TRIAL_SIDE)
             self._per_pixel = bytes_per_pixel(self.translator.net, self.translator.channels, side)
         activations = (self._per_pixel + AROUND) * images * (height + MARGIN) * (width + MARGIN)
-        forms = 0 if self.translator.engine.keeps_forms else bytes_of_forms(self.translator.net)
-        return int(FACTOR * activations + min(activations, FIXED)) + forms
+        return int(FACTOR * activations + min(activations, FIXED)) + forms_to_make(self.translator)
 
     def count(self, images: int, height: int, width: int) -> int:
         """Return how many of ``images`` images of a padded size fit into the available memory at once."""
@@ -140,12 +151,12 @@ class Budget:
 
     def describe(self, height: int, width: int) -> str:
         """Return the need of an image of a padded size and, if it is known, the memory that is left."""
-        text = f"it needs about {self.needed(1, height, width) / 2**30:.1f} GiB"
+        text = f"it needs about {size_of(self.needed(1, height, width))}"
         available = available_memory()
         if available is not None:
             limits = [available, _free_addresses()]
             free = min(limit for limit in limits if limit is not None)
-            text += f", and {free / 2**30:.1f} GiB are free"
+            text += f", and {size_of(free)} are free"
         return text
 
 

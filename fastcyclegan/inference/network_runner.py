@@ -145,12 +145,33 @@ class InferenceEngine:
         prepared.drop_unused_copies()
         return result
 
-    def _apply(self, net: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
+    @contextlib.contextmanager
+    def parts(self, device: torch.device, keys: Tensor | None = None) -> Iterator[nn.Module]:
+        """Yield the network, for calls of its parts on ``device`` that compute what a call of it computes.
+
+        They run without gradients, in eval mode and in the precision of the engine, and on a CPU they use the
+        forms of the weights that it keeps. They are not captured or compiled.
+        """
+        net = self._net()
+        if net is None:
+            raise ReferenceError("InferenceEngine: the network no longer exists")
+        if keys is not None:
+            keys = keys.to(device)
+        with torch.inference_mode(False), torch.no_grad(), self._forms, self._mode(net, device, keys):
+            yield net
+        self.keeps_forms = device.type == "cpu"
+
+    @contextlib.contextmanager
+    def _mode(self, net: nn.Module, device: torch.device, keys: Tensor | None) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(eval_mode(net))
             stack.enter_context(masks_from(keys))
-            if torch.amp.is_autocast_available(images.device.type):
-                stack.enter_context(autocast(images.device.type, self.dtype))
+            if torch.amp.is_autocast_available(device.type):
+                stack.enter_context(autocast(device.type, self.dtype))
+            yield
+
+    def _apply(self, net: nn.Module, images: Tensor, keys: Tensor | None) -> Tensor:
+        with self._mode(net, images.device, keys):
             if self._compiler is not None and computed_by(net) != "triton":
                 return self._compiler(net, images)
             result: Tensor = net(images)

@@ -30,6 +30,16 @@ class Output:
     source: Path
     target: Path
 
+    @property
+    def name(self) -> str:
+        """The name that determines the masks of dropout."""
+        return self.source.name
+
+    @property
+    def shown(self) -> str:
+        """The name in lines."""
+        return str(self.source)
+
 
 @dataclass(frozen=True)
 class Plan:

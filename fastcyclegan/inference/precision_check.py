@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,10 +199,19 @@ class Check:
         )
 
 
-def check(translators: dict[str, Translator], images: Sequence[Tensor]) -> Check:
+def _translated(translator: Translator, image: Tensor) -> Pixels | None:
+    return translator([image])[0]
+
+
+def check(
+    translators: dict[str, Translator],
+    images: Sequence[Tensor],
+    translate: Callable[[Translator, Tensor], Pixels | None] = _translated,
+) -> Check:
     """Translate uint8 ``images`` [H, W, C] one by one in both precisions, the keys of ``translators``.
 
     Each image is translated twice, and the second time is measured: the first includes compiling.
+    ``translate`` applies a translator to an image.
     """
     results: dict[str, list[Pixels | None]] = {name: [] for name in translators}
     seconds = dict.fromkeys(translators, 0.0)
@@ -210,12 +219,12 @@ def check(translators: dict[str, Translator], images: Sequence[Tensor]) -> Check
     for image in images:
         for name, translator in translators.items():
             with recorded() as calls:
-                translator([image])
+                translate(translator, image)
             if image is images[0] and translator.device.type == "cpu":
                 counts = describe_convolutions(convolutions_computed_by(translator.net, calls))
                 layers.append(f"convolutions in {name}: {counts}")
             started = time.perf_counter()
-            results[name] += translator([image])
+            results[name].append(translate(translator, image))
             seconds[name] += (time.perf_counter() - started) / len(images)
     pairs = list(zip(results["fp32"], results["bf16"], strict=True))
     return Check(agreement(pairs), seconds, len(images), layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -22,14 +23,23 @@ from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.data.pixels import draw_grid, save_image, to_image
 from fastcyclegan.errors import UserError, is_out_of_memory
-from fastcyclegan.inference.batches import FittingTranslator, Translated, gathered
+from fastcyclegan.inference.batches import (
+    FittingTranslator,
+    Given,
+    NoRoomError,
+    Translated,
+    gathered,
+    translated,
+)
 from fastcyclegan.inference.load_translator import GeneratorChoice, load_translator
 from fastcyclegan.inference.memory import budget_of
 from fastcyclegan.inference.outputs import Output, Plan, plan_outputs
 from fastcyclegan.inference.precision_check import check
+from fastcyclegan.inference.tiling import tiles_of
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.inference.writer import Writer
 from fastcyclegan.nn.torch_defaults import usual_modes
+from fastcyclegan.settings.tiles import Tile, TileMode, TileSettings, TileStorage
 from fastcyclegan.tensor_files import remove_stale_partials
 
 GRID_ROWS = 8
@@ -109,8 +119,22 @@ class TranslateConfig:
     #: and how long an image takes. With --precision bf16, the exit code is 1 if less than 99.9 % of the 8-bit
     #: values are within 1/255 of fp32.
     check: bool = False
+    #: Side in pixels of the tiles by which larger images are translated, in much less memory. auto: only
+    #: images that do not fit into memory as a whole are, by tiles of 512 pixels (1024 on a GPU) or fewer;
+    #: None: never. A side that is not on the grid of the network is rounded up.
+    tile: Tile = TileSettings.tile
+    #: exact: the result is that of the whole image, because statistics are gathered over all tiles, in
+    #: several passes. independent: the network sees one tile at a time, so statistics, and with them colours,
+    #: are those of each tile; for comparison, and for networks that exact tiles refuse.
+    tile_mode: TileMode = TileSettings.tile_mode
+    #: Number of pixels by which independent tiles overlap, and over which they fade into each other.
+    overlap: int = TileSettings.overlap
+    #: Where exact tiles keep what later passes read: in memory (of the device, or else of the host), or on
+    #: disk, in a file without a name in the output folder, which disappears with the process.
+    tile_storage: TileStorage = TileSettings.tile_storage
 
     def __post_init__(self) -> None:
+        TileSettings.of(self)  # raises UserError for what is impossible
         # Reuse the checks of the training configuration.
         RunConfig(epoch=self.epoch, continue_train=True, device=self.device, precision=self.precision)
         if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
@@ -205,6 +229,7 @@ class _Check:
 
     def __init__(self, config: TranslateConfig, plan: Plan, translator: Translator) -> None:
         self.translator, self.total = translator, len(plan.outputs)
+        self.tiles, self.folder = TileSettings.of(config), _folder(config, plan)
         self.is_strict = config.precision == "bf16"
         self.wanted = {output.source for output in plan.outputs[:CHECKED]} if config.check else set[Path]()
         self.images: list[Tensor] = []
@@ -214,6 +239,13 @@ class _Check:
         if output.source in self.wanted:
             self.images.append(before)
 
+    def _translated(self, translator: Translator, image: Tensor) -> NDArray[np.uint8] | None:
+        """Return the translation, by tiles if that is needed or asked for."""
+        tiles = tiles_of(translator, self.tiles, self.folder)
+        (translation,) = translated(translator, tiles, [(Given("0", "the image"), image)])
+        result: NDArray[np.uint8] | None = translation
+        return result
+
     def run(self, console: Console) -> list[str]:
         """Print the results. Returns them also if bf16 was asked for and does not agree with fp32."""
         if not self.images:
@@ -222,9 +254,9 @@ class _Check:
         for precision in ("fp32", "bf16"):
             translators[precision] = self.translator.in_precision(precision)
         try:
-            found = check(translators, self.images)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            found = check(translators, self.images, self._translated)
+        except (MemoryError, RuntimeError, NoRoomError) as error:
+            if not isinstance(error, NoRoomError) and not is_out_of_memory(error):
                 raise
             text = "check: not enough memory to translate the images in both precisions"
         else:
@@ -252,6 +284,9 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     if plan.found is not None:
         plan.found.require_readable(config.skip_bad_images)
     translator, summary = load_translator(GeneratorChoice.of(config), console)
+    progress = Progress(console, len(plan.outputs))
+    settings = TileSettings.of(config)
+    tiles = tiles_of(translator, settings, _folder(config, plan), console.log, progress.of_tiles)
     for folder in {output.target.parent for output in plan.outputs}:
         remove_stale_partials(folder)
     threads = default_threads() if config.num_threads is None else config.num_threads
@@ -266,12 +301,13 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
     failures = _Failures(config, console)
     reading = reader.read(Job(output.source, tag=output) for output in plan.outputs)
     writer = Writer(threads, failures.add)
+    to_call = failures.add, writer.drain, failures.add_no_numbers
     grid, checked = _Grid(plan, failures.add), _Check(config, plan, translator)
     when = "before the program ended"
     try:
         with console, closing(reading), writer:
-            translated = _translated(reading, translator, config, failures, writer)
-            _write_all(translated, plan, (grid, checked), writer, console)
+            fitting = FittingTranslator(translator, budget_of(translator), *to_call, tiles)
+            _write_all(_translated(reading, fitting, config, failures), (grid, checked), writer, progress)
         grid.save()
         when = f"in {time.monotonic() - started:.1f} s"
     finally:
@@ -285,37 +321,65 @@ def translate_folder(config: TranslateConfig, console: Console) -> list[str]:
 
 
 def _translated(
-    rows: Iterable[tuple[Job, Row]],
-    translator: Translator,
-    config: TranslateConfig,
-    failures: _Failures,
-    writer: Writer,
+    rows: Iterable[tuple[Job, Row]], fitting: FittingTranslator, config: TranslateConfig, failures: _Failures
 ) -> Iterator[Translated]:
-    """Yield the images that fit into memory with their translations, in any order."""
-    fitting = FittingTranslator(
-        translator, budget_of(translator), failures.add, writer.drain, failures.add_no_numbers
-    )
-    for batch in gathered(rows, translator, config.batch_size, failures.bad):
+    """Yield the images that can be translated with their translations, in any order."""
+    for batch in gathered(rows, fitting.translator, config.batch_size, failures.bad):
         yield from fitting(batch)
 
 
+def _folder(config: TranslateConfig, plan: Plan) -> Path:
+    """Return the folder of the output."""
+    is_file = any(output.target == config.output for output in plan.outputs)
+    return config.output.parent if is_file else config.output
+
+
+class Progress:
+    """Shows from time to time how many of ``total`` images are done, or how far the tiles of an image are."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total = console, total
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the time from now on."""
+        self.started = self.shown = self.began = time.monotonic()
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self.shown <= (0.1 if self.console.is_terminal else 10):
+            return False
+        self.shown = now
+        return True
+
+    def of_images(self, number: int) -> None:
+        """Take note that ``number`` images are done."""
+        if self._is_due():
+            rate = number / (self.shown - self.started)
+            self.console.progress(number, self.total, f"{number}/{self.total} images, {rate:.2f} images/s")
+
+    def of_tiles(self, name: str, share: float, text: str) -> None:
+        """Take note that a share of the work on the tiles of an image is done. It begins with 0."""
+        if share == 0:
+            self.began = time.monotonic()
+        elif self._is_due():
+            seconds = round((self.shown - self.began) / share * (1 - share))
+            left = datetime.timedelta(seconds=seconds)
+            line = f"{left} left, {text}, {name}"
+            if not self.console.is_terminal:  # where a bar shows it
+                line = f"{int(100 * share)} %, {line}"
+            self.console.progress(int(1000 * share), 1000, line)
+
+
 def _write_all(
-    translated: Iterator[Translated],
-    plan: Plan,
-    kept: tuple[_Grid, _Check],
-    writer: Writer,
-    console: Console,
+    images: Iterable[Translated], kept: tuple[_Grid, _Check], writer: Writer, progress: Progress
 ) -> None:
-    started = last_logged = time.monotonic()
-    for number, (output, before, after) in enumerate(translated, start=1):
+    progress.begin()
+    for number, (output, before, after) in enumerate(images, start=1):
         writer.save(after, output)
         for one in kept:
             one.add(output, before, after)
-        if time.monotonic() - last_logged > (0.1 if console.is_terminal else 10):
-            last_logged = time.monotonic()
-            rate = number / (last_logged - started)
-            total = len(plan.outputs)
-            console.progress(number, total, f"{number}/{total} images, {rate:.2f} images/s")
+        progress.of_images(number)
 
 
 def _fit(config: TranslateConfig, translator: Translator) -> Fit:

@@ -1,12 +1,8 @@
-"""Translate PIL images, arrays, tensors and image files with a generator.
-
-Each result has the type of its input, except that the result for a path is a PIL image.
-"""
+"""Apply a generator to uint8 pixels and to float tensors of any size, with an engine that is kept."""
 
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastcyclegan.data.fit import FILE_CHANNELS
-from fastcyclegan.data.image_file import open_image, upright
-from fastcyclegan.data.pixels import to_image, to_pixels, to_unit_range
+from fastcyclegan.data.pixels import to_pixels, to_unit_range
 from fastcyclegan.errors import UserError
 from fastcyclegan.inference.network_runner import InferenceEngine
 from fastcyclegan.inference.network_state import NetworkState
@@ -40,9 +35,9 @@ def padded_side(side: int, multiple: int) -> int:
     return max(-(-side // multiple) * multiple, 8)
 
 
-def pad_to_multiple(pixels: Tensor, multiple: int, axes: tuple[int, int] = (0, 1)) -> Tensor:
-    """Pad ``pixels`` by reflection at the end of each axis in ``axes``, to its ``padded_side``."""
-    for axis in axes:
+def pad_to_multiple(pixels: Tensor, multiple: int) -> Tensor:
+    """Pad ``pixels`` [H, W, C] by reflection at the end of both sides, to their ``padded_side``."""
+    for axis in (0, 1):
         side = pixels.shape[axis]
         room = padded_side(side, multiple) - side
         if room:
@@ -111,7 +106,8 @@ class Translator:
         options: dict[str, Any] = {"compiled": self.compiled, "seed": self.seed}
         return Translator(self.net, self.device, precision, self.log, **options)
 
-    def _keys(self, names: Sequence[str]) -> Tensor | None:
+    def keys(self, names: Sequence[str]) -> Tensor | None:
+        """Return the keys of the dropout masks of images with these ``names``, or None without dropout."""
         return mask_keys(self.seed, names) if self.has_masks else None
 
     @torch.inference_mode()
@@ -126,7 +122,7 @@ class Translator:
         padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
         if names is None:
             names = numbered(len(images))
-        result = self.engine(to_unit_range(padded, self.device), self._keys(names))
+        result = self.engine(to_unit_range(padded, self.device), self.keys(names))
         parts = []
         for translation, image in zip(result, images, strict=True):
             parts.append(translation[:, : image.shape[0], : image.shape[1]])
@@ -140,18 +136,21 @@ class Translator:
         return translations
 
     @torch.no_grad()
-    def tensors(self, images: Tensor, names: Sequence[str]) -> Tensor:
-        """Translate float images [N, C, H, W] in [-1, 1]. The result has the same dtype and device.
+    def tensors(self, images: list[Tensor], names: Sequence[str]) -> list[Tensor | None]:
+        """Translate float images [H, W, C] in [-1, 1]. Each result has the dtype and device of its image.
 
-        Raises UserError if the network gives no numbers for one of them.
+        Otherwise, this is like a call.
         """
-        padded = pad_to_multiple(images.to(self.device, torch.float32), self.multiple, (2, 3))
-        result = self.engine(padded.contiguous(memory_format=torch.channels_last), self._keys(names))
-        result = result[:, :, : images.shape[2], : images.shape[3]]
-        finite = are_finite(list(result))
-        if not all(finite):
-            raise UserError(no_numbers(f"image {finite.index(False) + 1} of {len(finite)} of the tensor"))
-        return result.to(images)
+        padded = torch.stack([pad_to_multiple(image, self.multiple) for image in images])
+        x = padded.to(self.device, torch.float32).permute(0, 3, 1, 2)
+        result = self.engine(x, self.keys(names))
+        parts = []
+        for translation, image in zip(result, images, strict=True):
+            parts.append(translation[:, : image.shape[0], : image.shape[1]])
+        translations: list[Tensor | None] = []
+        for part, image, is_finite in zip(parts, images, are_finite(parts), strict=True):
+            translations.append(part.to(image).permute(1, 2, 0) if is_finite else None)
+        return translations
 
 
 def numbered(count: int) -> list[str]:
@@ -198,147 +197,3 @@ def release_engine(net: nn.Module) -> None:
     with _choosing:
         _engines.pop(net, None)
         _as_trained.pop(net, None)  # and with the network its engine
-
-
-def translate_images(
-    net: nn.Module,
-    images: ImageLike | Sequence[ImageLike],
-    device: torch.device,
-    precision: str = "fp32",
-    batch_size: int = 8,
-    any_size: bool = False,
-    seed: int = 0,
-) -> Any:
-    """Translate an image, or a list of images, with the generator ``net``, on ``device``.
-
-    Each result has the type of its input. An image can be a PIL image or a path (any mode, rotated upright; a
-    path returns a PIL image), a uint8 array [H, W, C] or [H, W], or a float tensor [C, H, W] or [N, C, H, W]
-    in [-1, 1]. ``any_size`` is as in ``open_image``.
-
-    If ``net`` is a network that ``network_to_call`` returned, ``seed`` and the names of the images determine
-    the masks of dropout. The name of a path is that of its file, and that of another image its position in
-    the list, from which the images of a tensor [N, C, H, W] are counted on.
-
-    Raises BadImageError for a file that cannot be read, UserError for an image that the network gives no
-    numbers for, and ValueError or TypeError for anything that is not such an image.
-    """
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    translator = Translator(net, device, precision, engine=engine_of(net, precision), seed=seed)
-    if not isinstance(images, (list, tuple)):
-        return _translate([images], translator, batch_size, any_size)[0]
-    return _translate(images, translator, batch_size, any_size)
-
-
-def _translate(images: Sequence[Any], translator: Translator, batch_size: int, any_size: bool) -> list[Any]:
-    """Translate ``images``. Images of equal size are translated in batches, except for tensors."""
-    results: list[Any] = [None] * len(images)
-    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-
-    def flush(batch: list[tuple[int, Tensor]]) -> None:
-        names = [_mask_name(images[place], place) for place, _ in batch]
-        translations = translator([pixels for _, pixels in batch], names)
-        for (place, _), translation in zip(batch, translations, strict=True):
-            if translation is None:
-                raise UserError(no_numbers(_name_of(images[place], place, len(images))))
-            if not isinstance(images[place], np.ndarray):
-                require_file_channels(translator.net, translation.shape[2])
-            results[place] = _to_type_of(translation, images[place])
-
-    for place, image in enumerate(images):
-        if isinstance(image, Tensor):
-            results[place] = _tensor(image, translator, place)
-            continue
-        pixels = torch.from_numpy(_pixels(image, translator, any_size))
-        shape = tuple(pixels.shape)
-        batch = waiting.setdefault(shape, [])
-        batch.append((place, pixels))
-        if len(batch) == batch_size:
-            flush(waiting.pop(shape))
-    for batch in waiting.values():
-        flush(batch)
-    return results
-
-
-def _mask_name(image: Any, place: int) -> str:
-    return Path(image).name if isinstance(image, (str, Path)) else str(place)
-
-
-def _name_of(image: Any, place: int, count: int) -> str:
-    """Return a name for ``image``, the one at ``place`` of ``count`` images."""
-    if isinstance(image, (str, Path)):
-        return str(image)
-    return "the image" if count == 1 else f"image {place + 1} of {count}"
-
-
-def _pixels(image: Any, translator: Translator, any_size: bool) -> NDArray[np.uint8]:
-    """Return uint8 pixels [H, W, C] of a path, a PIL image or an array."""
-    channels = translator.channels
-    if isinstance(image, np.ndarray):
-        return _pixels_of_array(image, channels)
-    if isinstance(image, (str, Path, Image.Image)):
-        require_file_channels(translator.net)
-    if isinstance(image, (str, Path)):
-        opened = open_image(image, channels, _warn, any_size)
-    elif isinstance(image, Image.Image):
-        if not image.width or not image.height:
-            raise ValueError(
-                f"translate: an image must not be empty, got {image.width}x{image.height} pixels"
-            )
-        opened = upright(image, channels)
-    else:
-        raise TypeError(
-            "translate: an image must be a PIL image, an array, a tensor or a path, got"
-            f" {type(image).__name__}"
-        )
-    pixels = np.array(opened)
-    if channels == 1:
-        return pixels[:, :, None]
-    return pixels
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text.removeprefix("warning: "), stacklevel=2)
-
-
-def _pixels_of_array(image: NDArray[Any], channels: int) -> NDArray[np.uint8]:
-    """Return a copy of a uint8 array [H, W, C] or [H, W] as [H, W, C]. Raises ValueError for other arrays."""
-    array = image
-    if image.ndim == 2:
-        array = image[:, :, None]
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != channels or not array.size:
-        wanted = f"uint8 [H, W, {channels}]"
-        if channels == 1:
-            wanted += " or [H, W]"
-        raise ValueError(f"translate: an array must be {wanted}, got {image.dtype} {list(image.shape)}")
-    return np.array(array)
-
-
-def _tensor(image: Tensor, translator: Translator, place: int) -> Tensor:
-    """Translate a tensor [C, H, W] or [N, C, H, W], the item ``place`` of a list."""
-    is_single = image.dim() == 3
-    batch = image[None] if is_single else image
-    if not batch.is_floating_point() or batch.dim() != 4 or batch.shape[1] != translator.channels:
-        wanted = f"floats [{translator.channels}, H, W] or [N, {translator.channels}, H, W] in [-1, 1]"
-        raise ValueError(f"translate: a tensor must be {wanted}, got {image.dtype} {list(image.shape)}")
-    if batch.is_meta or batch.layout != torch.strided:
-        raise ValueError(f"translate: a tensor must have plain data, got {batch.layout} on {batch.device}")
-    if not batch.numel():
-        raise ValueError(f"translate: a tensor must not be empty, got shape {list(image.shape)}")
-    if not batch.abs().amax() <= 1.001:  # also true for NaN
-        low, high = batch.amin().item(), batch.amax().item()
-        raise ValueError(f"translate: a tensor must be in [-1, 1], got values from {low:g} to {high:g}")
-    # The images of a tensor count from its place on.
-    names = [str(place + number) for number in range(batch.shape[0])]
-    result = translator.tensors(batch, names)
-    if is_single:
-        return result[0]
-    return result
-
-
-def _to_type_of(pixels: NDArray[np.uint8], image: Any) -> Any:
-    if not isinstance(image, np.ndarray):
-        return to_image(pixels)
-    if image.ndim == 2:
-        return pixels[:, :, 0]
-    return pixels

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Barrier
 from types import TracebackType
 
 import numpy as np
@@ -25,6 +26,15 @@ def _save(pixels: NDArray[np.uint8], output: Output) -> None:
     save_image(to_image(pixels), output.target)
 
 
+def _started(threads: int) -> ThreadPoolExecutor:
+    """Return a pool whose threads run already: later, there may be no memory left for them."""
+    pool, ready = ThreadPoolExecutor(threads), Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(ready.wait)
+    ready.wait()
+    return pool
+
+
 @dataclass(frozen=True)
 class _Waiting:
     output: Output
@@ -41,7 +51,7 @@ class Writer:
     """
 
     def __init__(self, threads: int, failed: Callable[[str], None]) -> None:
-        self.pool, self.limit, self.failed = ThreadPoolExecutor(threads), 2 * threads, failed
+        self.pool, self.limit, self.failed = _started(threads), 2 * threads, failed
         self.waiting: deque[_Waiting] = deque()
         self.pixels = self.written = 0
 

@@ -18,8 +18,9 @@ from fastcyclegan.data.image_file import BadImageError
 from fastcyclegan.data.loader import Job, Row
 from fastcyclegan.errors import UserError, is_out_of_memory
 from fastcyclegan.inference import batches
-from fastcyclegan.inference.batches import FittingTranslator, Item, gathered
+from fastcyclegan.inference.batches import FittingTranslator, Given, Item, NoRoomError, gathered
 from fastcyclegan.inference.outputs import Output
+from fastcyclegan.inference.tiling import TooLargeError
 
 REFUSED = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
@@ -39,6 +40,7 @@ class OutOfMemoryError(RuntimeError):
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("could not create a primitive"),
         OutOfMemoryError(),
         RuntimeError(REFUSED),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
@@ -115,8 +117,31 @@ def items(count: int, side: int = 8) -> list[Item]:
     ]
 
 
+class FakeTiles:
+    """Inverts images by tiles, unless ``errors`` are left to raise. Serves images larger than ``tile``."""
+
+    def __init__(self, tile: int | None = None, *errors: Exception) -> None:
+        self.tile, self.rescues, self.errors = tile, tile is None, list(errors)
+        self.names: list[tuple[str, str]] = []
+        self.lines: list[str] = []
+        self.log = self.lines.append
+
+    def serves(self, height: int, width: int) -> bool:
+        return self.tile is not None and max(height, width) > self.tile
+
+    def __call__(self, pixels: Tensor, name: str, shown: str) -> NDArray[np.uint8] | None:
+        self.names.append((name, shown))
+        if self.errors:
+            raise self.errors.pop(0)
+        return None if pixels[0, 0, 0] == NO_NUMBERS else (255 - pixels).numpy()
+
+
 def translated(
-    translator: FakeTranslator, batch: list[Item], budget: FakeBudget | None = None, release: Any = None
+    translator: FakeTranslator,
+    batch: list[Item],
+    budget: FakeBudget | None = None,
+    release: Any = None,
+    tiles: FakeTiles | None = None,
 ) -> tuple[list[str], list[str]]:
     """Return the names of the images that were translated (correctly), and the descriptions of the others."""
     failed: list[str] = []
@@ -126,6 +151,7 @@ def translated(
         failed.append,
         (lambda: None) if release is None else release,
         failed.append,
+        tiles,  # type: ignore[arg-type]
     )
     names = []
     for output, before, after in fitting(batch):
@@ -164,8 +190,8 @@ def test_an_image_that_does_not_fit_alone_is_named() -> None:
     names, failed = translated(translator, items(3))
     assert names == ["0.png", "2.png"]
     assert failed == [
-        "1.png: 8x8 does not fit into the memory of cpu: use --resize N with a smaller N, or a device with"
-        " more memory"
+        "1.png: 8x8 does not fit into the memory of cpu: use --tile auto, --resize N with a smaller N, or a"
+        " device with more memory"
     ]
     assert translator.batches == [3, 1, 1, 1]
 
@@ -185,7 +211,7 @@ def test_an_image_beyond_the_budget_is_named_without_a_try() -> None:
     translator = FakeTranslator()
     names, failed = translated(translator, items(2), FakeBudget(63))
     assert (names, translator.batches) == ([], [])
-    reason = "8x8 does not fit into the memory of cpu (8x8 is too large): use --resize N"
+    reason = "8x8 does not fit into the memory of cpu (8x8 is too large): use --tile auto, --resize N"
     assert [text.startswith(f"{n}.png: {reason}") for n, text in enumerate(failed)] == [True, True]
 
 
@@ -209,6 +235,72 @@ def test_what_waits_is_released_before_an_image_is_given_up() -> None:
         budget.pixels = 64
 
     assert translated(FakeTranslator(), items(2), budget, release) == (["0.png", "1.png"], [])
+
+
+def test_images_larger_than_a_tile_are_translated_by_tiles() -> None:
+    """One at a time, and images of at most one tile as a batch."""
+    tiles, translator = FakeTiles(8), FakeTranslator()
+    assert translated(translator, items(2, 12), tiles=tiles) == (["0.png", "1.png"], [])
+    assert (tiles.names, translator.batches) == ([("0.png", "0.png"), ("1.png", "1.png")], [])
+    assert translated(translator, items(2), tiles=tiles) == (["0.png", "1.png"], [])
+    assert (len(tiles.names), translator.batches) == (2, [2])
+
+
+@pytest.mark.parametrize("budget", [FakeBudget(63), None], ids=["the budget", "an error"])
+def test_images_that_do_not_fit_are_translated_by_tiles(budget: FakeBudget | None) -> None:
+    """The memory is freed before, and a line names each image."""
+    tiles, translator = FakeTiles(), FakeTranslator(limit=63)
+    assert translated(translator, items(2), budget, tiles=tiles) == (["0.png", "1.png"], [])
+    assert [line.endswith(", so it is translated by tiles") for line in tiles.lines] == [True, True]
+    assert tiles.lines[0].startswith("0.png: 8x8 does not fit into the memory of cpu")
+    assert translator.engine.releases >= 1
+
+
+def test_tiles_of_a_given_side_do_not_help_an_image_of_one_tile() -> None:
+    names, failed = translated(FakeTranslator(limit=63), items(1), tiles=FakeTiles(8))
+    assert names == []
+    assert failed[0].startswith("0.png: 8x8 does not fit into the memory of cpu: use")
+
+
+def test_an_image_whose_tiles_fail_is_named_and_the_others_are_translated() -> None:
+    tiles = FakeTiles(8, UserError("--tile_storage disk: cannot write"))
+    assert translated(FakeTranslator(), items(2, 12), tiles=tiles) == (
+        ["1.png"],
+        ["0.png: --tile_storage disk: cannot write"],
+    )
+
+
+def test_memory_is_freed_for_tiles_that_do_not_fit() -> None:
+    """They are tried once more, unless it was freed before."""
+    error = TooLargeError("2 GiB are needed", "memory")
+    translator, tiles = FakeTranslator(), FakeTiles(8, error)
+    assert translated(translator, items(1, 12), tiles=tiles) == (["0.png"], [])
+    assert translator.engine.releases == 1
+    failures = ["0.png: 2 GiB are needed: use --tile_storage disk, a smaller --tile or --resize N"]
+    assert translated(translator, items(1, 12), tiles=FakeTiles(8, error, error)) == ([], failures)
+    tiles = FakeTiles(None, error)
+    assert translated(translator, items(1), FakeBudget(1), tiles=tiles) == ([], failures)
+    assert len(tiles.names) == 1
+
+
+def test_images_that_tiles_give_no_numbers_for_are_named() -> None:
+    batch = items(1, 12)
+    batch[0][1].fill_(NO_NUMBERS)
+    names, failed = translated(FakeTranslator(), batch, tiles=FakeTiles(8))
+    assert (names, len(failed)) == ([], 1)
+    assert failed[0].startswith("the network gives no numbers for 0.png")
+
+
+def test_all_images_of_a_call_have_a_result_or_it_fails() -> None:
+    translator: Any = FakeTranslator()
+    batch: list[Item] = [(Given("0", "the image"), pixels) for _, pixels in items(3)]
+    batch[1] = (batch[1][0], torch.full((8, 8, 3), NO_NUMBERS, dtype=torch.uint8))
+    one, none, two = batches.translated(translator, None, batch)
+    assert none is None
+    assert [one[0, 0, 0], two[0, 0, 0]] == [255, 253]
+    translator.limit = 63
+    with pytest.raises(NoRoomError, match=r"^the image: 8x8 does not fit into the memory of cpu"):
+        batches.translated(translator, None, batch)
 
 
 def read(*sides: int) -> list[tuple[Job, Row]]:

@@ -25,8 +25,8 @@ from fastcyclegan.checkpoints.run_files import save_weights
 from fastcyclegan.console import Console
 from fastcyclegan.data.fit import load_halves
 from fastcyclegan.errors import UserError
-from fastcyclegan.inference import memory, precision_check, writer
-from fastcyclegan.inference.translate_folder import TranslateConfig, translate_folder
+from fastcyclegan.inference import memory, precision_check, tiling, writer
+from fastcyclegan.inference.translate_folder import Progress, TranslateConfig, translate_folder
 from fastcyclegan.inference.translator import Translator
 from fastcyclegan.nn.networks import Generator, UnetGenerator
 from tests.conftest import write_images
@@ -196,7 +196,8 @@ def test_an_image_that_does_not_fit_into_memory_is_named_and_the_others_are_tran
     monkeypatch.setattr(Translator, "__call__", limited)
     if reason == "the estimate":
         monkeypatch.setattr(memory, "available_memory", lambda: 4_000_000)
-    code = translated_by_the_program(weights, tmp_path, *(["--skip_bad_images"] if skip else []))
+    options = ["--tile", "None", *(["--skip_bad_images"] if skip else [])]
+    code = translated_by_the_program(weights, tmp_path, *options)
     assert (code, images(tmp_path / "out")) == (0 if skip else 1, ["000.png", "001.png", "002.png"])
     output = capsys.readouterr().out
     beginning = "skipped" if skip else "not translated:"
@@ -231,28 +232,34 @@ from fastcyclegan.nn.networks import Generator
 torch.set_num_threads(1)
 Generator(ngf=2, n_blocks=1)(torch.zeros(1, 3, 64, 64))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 130 * 2**20, resource.RLIM_INFINITY))
-sys.exit(cli.translate(sys.argv[1:]))
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
+sys.exit(cli.translate(sys.argv[2:]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
-def test_a_real_lack_of_memory(weights: Path, tmp_path: Path) -> None:
-    """130 MiB are enough for small images, and for one of 4 megapixels until the network runs."""
+@pytest.mark.parametrize(("room", "tile"), [(130, "None"), (240, "auto")])
+def test_a_real_lack_of_memory(weights: Path, tmp_path: Path, room: int, tile: str) -> None:
+    """130 MiB are enough for small images, and for one of 4 megapixels until the network runs.
+
+    240 MiB are enough for its tiles, but not for the network on all of it.
+    """
     write_images(tmp_path / "in", 3, size=(16, 16))
     Image.new("RGB", (2000, 2000)).save(tmp_path / "in" / "001.png")
     files = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    options = ["--device", "cpu", "--num_threads", "1", "--batch_size", "2"]
+    options = ["--device", "cpu", "--num_threads", "1", "--batch_size", "2", "--tile", tile]
     process = subprocess.run(
-        [sys.executable, "-c", LIMITED, *files, *options],
+        [sys.executable, "-c", LIMITED, str(room), *files, *options],
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (process.returncode, process.stderr) == (1, "")
-    assert images(tmp_path / "out") == ["000.png", "002.png"]
+    rest = ["001.png"] if tile == "auto" else []
+    assert (process.returncode, process.stderr) == (0 if rest else 1, "")
+    assert images(tmp_path / "out") == sorted(["000.png", "002.png", *rest])
     assert "001.png: 2000x2000 does not fit into the memory of cpu" in process.stdout
+    assert ("so it is translated by tiles" in process.stdout) == (tile == "auto")
 
 
 @pytest.mark.parametrize("step", ["_reduced", "draw_grid"])
@@ -497,3 +504,198 @@ def test_compile_compiles_the_network(
     assert translated_by_the_program(weights, tmp_path, "--compile", "--check", "--precision", "fp32") == 0
     assert calls == [{"dynamic": False}] * 2  # once for each precision of the check
     assert "--compile: the first image of each size includes compilation" in capsys.readouterr().out
+
+
+# --- Tiles --------------------------------------------------------------------------------------------------
+
+
+def difference(one: Path, other: Path) -> int:
+    """Return the largest difference between two images, in 1/255."""
+    return int(np.abs(np.asarray(Image.open(one)).astype(int) - np.asarray(Image.open(other))).max())
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_tiles_give_the_images_of_the_whole(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], storage: str
+) -> None:
+    """Images larger than a tile are translated by tiles, and the others in batches."""
+    write_images(tmp_path / "in", 1, size=(75, 101))
+    write_images(tmp_path / "in" / "small", 2, size=(32, 30))
+    run(weights, tmp_path / "in", tmp_path / "whole", tile=None, precision="fp32")
+    assert " tiles of " not in capsys.readouterr().out
+    options = ["--tile", "32", "--tile_storage", storage, "--grid", "--precision", "fp32"]
+    assert translated_by_the_program(weights, tmp_path, *options) == 0
+    shown = capsys.readouterr().out
+    assert shown.count(" passes over tiles of 32x32, ") == 1
+    assert f"{tmp_path / 'in' / '000.png'}: " in shown
+    names = images(tmp_path / "whole")
+    assert images(tmp_path / "out") == sorted([*names, "before_after.png"])
+    for name in names:
+        assert difference(tmp_path / "whole" / name, tmp_path / "out" / name) <= 1
+
+
+def test_tiles_with_all_that_changes_the_translation(tmp_path: Path) -> None:
+    """Masks by the name of the file, batch statistics of the image, and a size that is resized first."""
+    torch.manual_seed(0)
+    net = UnetGenerator(ngf=2, num_downs=6, norm="batch", use_dropout=True)
+    save_weights(tmp_path / "u.pth", net.state_dict())
+    write_images(tmp_path / "in", 2, size=(75, 101))
+    options: dict[str, Any] = {"precision": "fp32", "resize": 120, "seed": 5}
+    run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "whole", tile=None, **options)
+    run(tmp_path / "u.pth", tmp_path / "in", tmp_path / "out", tile=64, **options)
+    for name in ("000.png", "001.png"):
+        assert difference(tmp_path / "whole" / name, tmp_path / "out" / name) <= 1
+
+
+@pytest.mark.parametrize("reason", ["the network fails", "the estimate"])
+def test_an_image_that_does_not_fit_is_translated_by_tiles(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reason: str,
+) -> None:
+    write_images(tmp_path / "in", 2)
+    (huge,) = write_images(tmp_path / "in" / "huge", 1, size=(300, 200))
+    run(weights, huge, tmp_path / "whole.png", precision="fp32")
+    translate = Translator.__call__
+
+    def limited(self: Translator, batch: list[Tensor], names: Any = None) -> list[NDArray[np.uint8] | None]:
+        if batch[0].shape[1] == 300:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return translate(self, batch, names)
+
+    monkeypatch.setattr(Translator, "__call__", limited)
+    monkeypatch.setattr(tiling, "SIDES", (64,))
+    if reason == "the estimate":
+        monkeypatch.setattr(memory, "available_memory", lambda: 4_000_000)
+    assert translated_by_the_program(weights, tmp_path, "--precision", "fp32") == 0
+    shown = capsys.readouterr().out
+    assert f"{huge}: 300x200 does not fit into the memory of cpu (it needs about" in shown
+    assert "so it is translated by tiles" in shown
+    assert images(tmp_path / "out") == ["000.png", "001.png", "huge/000.png"]
+    assert difference(tmp_path / "whole.png", tmp_path / "out" / "huge" / "000.png") <= 1
+
+
+def test_an_image_that_tiles_cannot_help_is_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "in", 2)
+    (huge,) = write_images(tmp_path / "in" / "huge", 1, size=(300, 200))
+    monkeypatch.setattr(tiling, "available_memory", lambda: 100_000)
+    assert translated_by_the_program(weights, tmp_path, "--tile", "64") == 1
+    shown = capsys.readouterr().out
+    assert f"not translated: {huge}: " in shown
+    assert "MiB of memory (cpu) are needed, and 0.1 MiB are free: use --tile_storage disk, a smaller" in shown
+    assert images(tmp_path / "out") == ["000.png", "001.png"]
+
+
+def test_a_disk_that_becomes_full_is_told_with_the_image(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image,) = write_images(tmp_path / "in", 1, size=(80, 80))
+    calls = itertools.count()
+    pwrite = os.pwrite
+
+    def full(*given: Any) -> int:
+        if next(calls) == 100:
+            raise OSError(28, "No space left on device")
+        return pwrite(*given)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert translated_by_the_program(weights, tmp_path, "--tile", "32", "--tile_storage", "disk") == 1
+    shown = capsys.readouterr().out
+    out = tmp_path / "out"
+    assert (
+        f"not translated: {image}: --tile_storage disk: cannot write {out}: No space left on device" in shown
+    )
+    assert images(out) == []
+
+
+def test_tiles_that_cannot_be_end_the_program_before_the_first_image(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "in", 1)
+    for options, message in (
+        (["--tile", "4", "--tile_mode", "independent"], "--tile must be at least 8 for this network, got 4"),
+        (["--overlap", "8"], "--overlap has no effect without --tile_mode independent"),
+        (["--tile", "x"], "--tile must be an integer or auto, got 'x'"),
+    ):
+        assert translated_by_the_program(weights, tmp_path, *options) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_check_uses_tiles_too(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "in", 1, size=(80, 80))
+    monkeypatch.setattr(Translator, "__call__", lambda *_: pytest.fail("the whole image was translated"))
+    assert translated_by_the_program(weights, tmp_path, "--check", "--tile", "64", "--precision", "fp32") == 0
+    assert "check of 1 image: in bf16, " in capsys.readouterr().out
+
+
+def test_progress_is_shown_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown every 10 seconds without a terminal, by one clock for images and tiles."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    lines: list[str] = []
+    console = Console()
+    monkeypatch.setattr(console, "progress", lambda completed, total, text: lines.append(text))
+    progress = Progress(console, 3)
+    progress.of_tiles("a.png", 0.0, "")
+    for second in range(1, 31):
+        now[0] += 1
+        progress.of_tiles("a.png", second / 60, f"pass 1 of 2, tile {second} of 60")
+    assert lines == [
+        "18 %, 0:00:49 left, pass 1 of 2, tile 11 of 60, a.png",
+        "36 %, 0:00:38 left, pass 1 of 2, tile 22 of 60, a.png",
+    ]
+    now[0] += 70
+    progress.of_images(1)
+    assert lines[2:] == ["1/3 images, 0.01 images/s"]
+    progress.of_tiles("b.png", 0.0, "")  # its time begins here
+    now[0] += 20
+    progress.of_tiles("b.png", 0.5, "independent tiles")
+    assert lines[3:] == ["50 %, 0:00:20 left, independent tiles, b.png"]
+
+
+KILLED = """
+import sys
+from fastcyclegan import cli
+from fastcyclegan.tiles.storage import FileRows
+
+write = FileRows.write
+
+def blocked(*given):
+    write(*given)
+    print("written", flush=True)
+    sys.stdin.read()
+
+FileRows.write = blocked
+sys.exit(cli.translate(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the files of processes that Linux shows")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_a_killed_process_leaves_no_file(weights: Path, tmp_path: Path, name: str) -> None:
+    """It is killed in the middle of a pass, while maps are in the file."""
+    write_images(tmp_path / "in", 1, size=(80, 80))
+    (tmp_path / "out").mkdir()
+    files = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    options = ["--device", "cpu", "--tile", "32", "--tile_storage", "disk", "--precision", "fp32"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *files, *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert any(line == "written\n" for line in process.stdout)
+        opened = [file.readlink() for file in Path(f"/proc/{process.pid}/fd").iterdir()]
+        assert any(file.is_relative_to(tmp_path / "out") for file in opened)
+        process.send_signal(signal.Signals[name])
+    assert process.returncode != 0
+    assert list((tmp_path / "out").iterdir()) == []

@@ -98,3 +98,11 @@ def test_an_error_of_the_disk_is_raised_after_the_others_are_written(
         with pytest.raises(kind, match=r"0\.png"):
             write_all(writer, error)
         assert writer.written == 4
+
+
+def test_all_threads_run_from_the_beginning() -> None:
+    """When memory is full of images, none could be started any more."""
+    before = threading.active_count()
+    with Writer(3, pytest.fail):
+        assert threading.active_count() == before + 3
+    assert threading.active_count() == before
