@@ -13,7 +13,12 @@ from statistics import median
 from typing import Any
 
 # The quantities that a bench can count per round, each with the unit of its rate and the size of that unit.
-UNITS = {"pictures": ("images/s", 1.0), "bytes": ("GB/s", 1e9), "flops": ("GFLOP/s", 1e9)}
+UNITS = {
+    "pictures": ("images/s", 1.0),
+    "pixels": ("megapixels/s", 1e6),
+    "bytes": ("GB/s", 1e9),
+    "flops": ("GFLOP/s", 1e9),
+}
 # Providers that are only reference points for the others, such as a plain copy.
 CEILINGS = ("copy", "matmul", "launch", "import")
 # Exact counts, each with its label and the size of the unit.

@@ -251,6 +251,7 @@ OF_ONE_RECIPE = {
     "bench_counts.py",
     "bench_generator.py",
     "bench_start_up.py",
+    "bench_tiles.py",
     "bench_train_step.py",
     "bench_translate.py",
     "built_in_quality.py",

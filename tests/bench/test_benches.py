@@ -25,6 +25,7 @@ FAULTY = {
     "residual_block": {"ours"},
     "processor": {"cpp"},
     "translate": {"ours, fp32"},
+    "tiles": {"exact_tiles"},
 }
 UNCOMPILED = ["--bench-quick", "-k", "not compiled and not import"]
 

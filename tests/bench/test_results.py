@@ -139,6 +139,12 @@ def test_share_of_the_ceiling_in_the_same_precision() -> None:
     assert [line.split("|")[6].strip() for line in written[2:]] == ["", "", "50 %", "25 %"]
 
 
+def test_images_of_any_size_are_compared_by_their_pixels() -> None:
+    rows = [Row("", "g", name, [2.0], {"pixels": 5_000_000}) for name in ("whole", "exact_tiles")]
+    assert "2.5 megapixels/s" in list(table(rows))[-1]
+    assert "2.5 megapixels/s  1.00x as fast as whole" in list(lines_of(rows))[-1]
+
+
 def test_lines_contain_rate_speed_up_and_rounds(file: Path) -> None:
     lines = "\n".join(lines_of(read_results(file).rows))
     assert re.search(
