@@ -33,6 +33,9 @@ SMALLER = {
     "tensorboard --logdir runs": "tensorboard --logdir runs --inspect",
     # A file instead of the network.
     "download_dataset.py horse2zebra": "download_dataset.py horse2zebra --archive horse2zebra.zip",
+    # Tiles, of images of 30x30.
+    "--tile 512": "--tile 16",
+    "tile=512": "tile=16",
     # Benches.
     "profile_step.py --provider ours_compiled": "profile_step.py --provider ours --size 32 --blocks 1",
     "pytest bench/ ": "pytest bench/ --bench-quick -k 'instance_norm and not compiled' ",
@@ -125,6 +128,10 @@ ELSEWHERE = {
     "python -m bench.layer_shares": (
         "tests/bench/test_layer_shares.py::test_prints_every_call_and_the_whole_iteration"
     ),
+    "python -m bench.tile_memory*": (
+        "tests/bench/test_tile_memory.py::test_each_size_is_measured_in_a_process_of_its_own"
+    ),
+    "python -m bench.tile_picture*": "tests/bench/test_tile_picture.py::test_draws_a_file",
     "python -m bench.loss_curves": "tests/pages/test_long_commands.py::test_loss_curves",
     "python scripts/gpu_suite.py*": "tests/bench/test_rehearsal.py::test_rehearses_a_stage",
     "timeout 200 python -m bench.gpu_options*": (
@@ -160,6 +167,7 @@ RESULTS: dict[str, dict[str, object]] = {
         "pathlib.Path('photos2paintings', 'README.md').exists()": True,
     },
     "fastcyclegan/fusion/README.md": {"list(y.shape)": [1, 16, 32, 32]},
+    "fastcyclegan/tiles/README.md": {"painting.size": [24, 20]},
     "kernels/README.md": {"list(y.shape)": [2, 3, 16, 16]},
 }
 # Lines that they print.
